@@ -1,0 +1,3 @@
+//! A ringseed datatrust.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! Consensus drivers that order transactions for the ledger.
+#![forbid(unsafe_code)]

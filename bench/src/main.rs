@@ -1,0 +1,2 @@
+//! Benchmark workloads.
+fn main() {}

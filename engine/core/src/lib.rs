@@ -1,0 +1,2 @@
+//! What the engine decides: no I/O, no clock, no threads.
+#![forbid(unsafe_code)]

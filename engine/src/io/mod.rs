@@ -1,0 +1,191 @@
+//! The line between deciding and doing.
+//!
+//! A [`Shard`](crate::shard::Shard) never does I/O and never reads a clock. It hands out [`Op`]s and
+//! takes [`Completion`]s in; a driver owns the loop that executes them. Buffers travel *by value*:
+//! an operation owns its memory until its completion brings it back, so that neither side can touch
+//! what the kernel is writing to.
+//!
+//! Drivers: `uring` (default), `epoll` (where io_uring is forbidden), `sim` (virtual network and disk).
+//! One test suite runs over all of them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringseed_sys::arena::{Extent, ExtentMut};
+use ringseed_sys::dir::DirHandle;
+
+/// Name of an operation in flight, made by the shard and given back by the completion. Drivers do
+/// not interpret it; the shard keeps a generation in it, so that a stale completion is told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OpId(pub u64);
+
+/// A socket that the driver holds for the shard. Never reused within a driver's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SockId(pub u64);
+
+/// A file that the driver holds for the shard. Never reused within a driver's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u64);
+
+/// Which bytes of a [`RecvBuf`] come next: one entry of the vectored receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecvSlot {
+    /// `len` bytes of [`RecvBuf::small`] from `start`: headers and small messages.
+    Small { start: usize, len: usize },
+    /// `len` bytes of `extents[extent]` from `start`: a block's final place.
+    Extent { extent: usize, start: usize, len: usize },
+}
+
+/// Where one vectored receive lands. The driver fills the slots in order and gives all of it back.
+#[derive(Debug, Default)]
+pub struct RecvBuf {
+    /// Header slots and staging space.
+    pub small: Vec<u8>,
+    /// Extents lent for the receive.
+    pub extents: Vec<ExtentMut>,
+    /// At most [`RECV_SLOTS_MAX`] slots, disjoint, in stream order.
+    pub slots: Vec<RecvSlot>,
+}
+
+/// Most slots of one receive: 64 blocks, a header each.
+pub const RECV_SLOTS_MAX: usize = 130;
+
+/// One part of a vectored send.
+#[derive(Clone, Debug)]
+pub enum SendPart {
+    /// `len` bytes of [`SendBuf::small`] from `start`.
+    Small { start: usize, len: usize },
+    /// `len` bytes of a shared extent from `start`.
+    Extent { extent: Extent, start: usize, len: usize },
+}
+
+/// What one vectored send carries. The driver sends *all* of it (resuming short sends) before it
+/// completes the operation.
+#[derive(Debug, Default)]
+pub struct SendBuf {
+    /// Headers and small messages, back to back.
+    pub small: Vec<u8>,
+    /// At most [`SEND_PARTS_MAX`] parts in stream order.
+    pub parts: Vec<SendPart>,
+}
+
+/// Most parts of one send: 64 blocks, a header each.
+pub const SEND_PARTS_MAX: usize = 130;
+
+/// How a payload file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Read only, must exist.
+    Read,
+    /// Read and write; it and its parent folders are created if missing.
+    Write,
+}
+
+/// An operation for the driver. Every operation with an `id` is answered by exactly one
+/// [`Completion`] with that id, also when it fails or its socket is closed under it.
+#[derive(Debug)]
+pub enum Op {
+    /// Connects; answers [`Done::Connected`].
+    Connect { id: OpId, addr: SocketAddr, timeout: Duration },
+    /// Waits, without a buffer, until the socket has bytes or is closed by the peer;
+    /// answers [`Done::Readable`]. An idle peer costs no memory this way.
+    PollIn { id: OpId, sock: SockId },
+    /// Receives what is there, at least one byte; answers [`Done::Received`].
+    Recv { id: OpId, sock: SockId, buf: RecvBuf },
+    /// Sends everything; answers [`Done::Sent`].
+    Send { id: OpId, sock: SockId, buf: SendBuf },
+    /// Closes. What is in flight on the socket completes with `ECANCELED`. No completion of its own.
+    Close { sock: SockId },
+    /// Opens `path` beneath `root` (`openat2`, no symlinks, never outside); answers [`Done::Opened`].
+    /// With `direct` the driver also opens an O_DIRECT descriptor where the file system has it, and
+    /// uses it for aligned transfers.
+    Open { id: OpId, root: Arc<DirHandle>, path: PathBuf, mode: OpenMode, direct: bool },
+    /// Reads `len` bytes at `offset_bytes` into `buf` from `start`; answers [`Done::Read`]. The driver
+    /// takes the page cache when the range is resident (`cachestat(2)`), else O_DIRECT if it may.
+    Read { id: OpId, file: FileId, offset_bytes: u64, buf: ExtentMut, start: usize, len: usize },
+    /// Writes `len` bytes of `buf` from `start` to `offset_bytes`; answers [`Done::Written`] only when
+    /// all is written. O_DIRECT where address, offset and length are aligned; a tail that is not
+    /// aligned goes buffered.
+    Write { id: OpId, file: FileId, offset_bytes: u64, buf: Extent, start: usize, len: usize },
+    /// Appends to or overwrites a small file of our own (the journal); answers [`Done::SmallWritten`].
+    WriteSmall { id: OpId, file: FileId, offset_bytes: u64, data: Vec<u8> },
+    /// `fdatasync(2)`; answers [`Done::Synced`].
+    Sync { id: OpId, file: FileId },
+    /// `fallocate(2)` mode 0, `len_bytes` from 0, and sets the length; answers [`Done::Allocated`].
+    Allocate { id: OpId, file: FileId, len_bytes: u64 },
+    /// Closes a file. No completion; what is in flight on it completes first.
+    CloseFile { file: FileId },
+    /// Removes the folder or file `path` beneath `root` with all it holds, never following a symlink;
+    /// answers [`Done::Removed`].
+    RemoveTree { id: OpId, root: Arc<DirHandle>, path: PathBuf },
+}
+
+/// What came of an operation.
+#[derive(Debug)]
+pub enum Done {
+    /// The listener accepted a connection (not an answer: it comes unasked, with `OpId(0)`).
+    Accepted { sock: SockId, peer: SocketAddr },
+    /// Answer to [`Op::Connect`].
+    Connected(io::Result<SockId>),
+    /// Answer to [`Op::PollIn`].
+    Readable(io::Result<()>),
+    /// Answer to [`Op::Recv`]: bytes filled (0: the peer closed), and the buffer back.
+    Received(io::Result<usize>, RecvBuf),
+    /// Answer to [`Op::Send`], and the buffer back.
+    Sent(io::Result<()>, SendBuf),
+    /// Answer to [`Op::Open`]: the file and its length in bytes.
+    Opened(io::Result<(FileId, u64)>),
+    /// Answer to [`Op::Read`]: bytes read (short only at the end of the file), which way, the buffer.
+    Read(io::Result<(usize, ReadPath)>, ExtentMut),
+    /// Answer to [`Op::Write`], and the buffer back.
+    Written(io::Result<()>, Extent),
+    /// Answer to [`Op::WriteSmall`].
+    SmallWritten(io::Result<()>),
+    /// Answer to [`Op::Sync`].
+    Synced(io::Result<()>),
+    /// Answer to [`Op::Allocate`].
+    Allocated(io::Result<()>),
+    /// Answer to [`Op::RemoveTree`]: bytes freed.
+    Removed(io::Result<u64>),
+}
+
+/// Which way a read went; each is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadPath {
+    /// Resident in the page cache, buffered.
+    PageCache,
+    /// O_DIRECT.
+    Direct,
+    /// Buffered, because the file system offers no O_DIRECT.
+    Buffered,
+}
+
+/// One finished operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// The id given with the operation.
+    pub id: OpId,
+    /// What came of it.
+    pub done: Done,
+}
+
+/// Operations on their way from the shard to the driver.
+pub type Ops = std::collections::VecDeque<Op>;
+
+/// What a driver runs: the shard, or a test's machine in its place.
+pub trait Machine {
+    /// Takes in one completion.
+    fn handle(&mut self, completion: Completion, now: Instant);
+    /// Hands out what is to be done now. Called after completions, commands and timeouts, until it
+    /// adds nothing; does the deferred work of the turn (hashing in batches) as well.
+    fn poll(&mut self, ops: &mut Ops, now: Instant);
+    /// When to call [`Machine::poll`] next if nothing completes.
+    fn poll_timeout(&self) -> Option<Instant>;
+    /// Takes commands from the handle's queue; the driver calls it when it was woken.
+    fn handle_wake(&mut self, now: Instant);
+    /// True when the machine has stopped and has nothing in flight: the driver leaves its loop.
+    fn is_stopped(&self) -> bool;
+}

@@ -1,0 +1,1 @@
+//! What touches the machine. All unsafe code of ringseed lives in this crate.
