@@ -1,1 +1,8 @@
-//! Shared support of the test targets.
+//! What the test targets share: temporary folders on a real disk, seeded data, digests of trees and
+//! child processes that never outlive their test.
+#![forbid(unsafe_code)]
+
+pub mod data;
+pub mod program;
+pub mod scratch;
+pub mod skip;
