@@ -65,7 +65,11 @@ pub fn write_mixed_tree(root: &Path, seed: u64) {
     write_file(&root.join("a/deep/nested/file.dat"), 65_537, seed + 1);
     write_file(&root.join("a/one-byte"), 1, seed + 2);
     for index in 0..12 {
-        write_file(&root.join(format!("many/{index:02}.txt")), 1_000 * index + 3, seed + 10 + index);
+        write_file(
+            &root.join(format!("many/{index:02}.txt")),
+            1_000 * index + 3,
+            seed + 10 + index,
+        );
     }
 }
 

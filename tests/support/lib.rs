@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod data;
+pub mod peer;
 pub mod program;
 pub mod scratch;
 pub mod skip;

@@ -40,7 +40,9 @@ impl Finished {
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         let whole = serde_json::from_str(&self.stdout);
-        whole.ok().or_else(|| self.stdout.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
+        whole
+            .ok()
+            .or_else(|| self.stdout.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
             .unwrap_or_else(|| panic!("no JSON in:\n{}\n--- stderr\n{}", self.stdout, self.stderr))
     }
 }
@@ -66,7 +68,11 @@ impl Program {
     ///
     /// # Panics
     /// When it cannot be started.
-    pub fn start_command<A: AsRef<OsStr>>(mut command: Command, args: &[A], logs: &Path) -> Program {
+    pub fn start_command<A: AsRef<OsStr>>(
+        mut command: Command,
+        args: &[A],
+        logs: &Path,
+    ) -> Program {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -123,7 +129,11 @@ impl Program {
         let start = Instant::now();
         loop {
             if let Some(status) = self.try_wait() {
-                return Finished { code: status.code(), stdout: self.stdout(), stderr: self.stderr() };
+                return Finished {
+                    code: status.code(),
+                    stdout: self.stdout(),
+                    stderr: self.stderr(),
+                };
             }
             if start.elapsed() > deadline {
                 self.signal_group(Signal::KILL);
@@ -142,14 +152,22 @@ impl Program {
     /// # Panics
     /// When the program ends before, or `deadline` passes.
     #[track_caller]
-    pub fn wait_until(&mut self, what: &str, deadline: Duration, mut found: impl FnMut(&Program) -> bool) {
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut found: impl FnMut(&Program) -> bool,
+    ) {
         let start = Instant::now();
         while !found(self) {
             let ended = self.try_wait();
             assert!(
                 ended.is_none() && start.elapsed() < deadline,
                 "waited for {what}: {}\n--- stdout\n{}\n--- stderr\n{}",
-                ended.map_or_else(|| format!("nothing after {deadline:?}"), |status| format!("ended with {status}")),
+                ended.map_or_else(
+                    || format!("nothing after {deadline:?}"),
+                    |status| format!("ended with {status}")
+                ),
                 self.stdout(),
                 self.stderr()
             );
@@ -170,7 +188,12 @@ impl Drop for Program {
 /// # Panics
 /// When it cannot be started or has not ended after `deadline`.
 #[track_caller]
-pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[A], logs: &Path, deadline: Duration) -> Finished {
+pub fn run<A: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: &[A],
+    logs: &Path,
+    deadline: Duration,
+) -> Finished {
     Program::start(program, args, logs).wait(deadline)
 }
 
@@ -179,7 +202,10 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[A], logs: &Path,
 /// # Panics
 /// When the system has none.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 fn read_lossy(path: &Path) -> String {

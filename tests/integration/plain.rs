@@ -1,0 +1,300 @@
+//! `hash`, `check`, `seed` and `get` as a user runs them, without any ledger: good input, damaged input,
+//! hostile peers, restarts.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringseed_core::metainfo::Metainfo;
+use ringseed_tests::data::{Seeded, digest_tree, write_file, write_mixed_tree};
+use ringseed_tests::peer::{Misbehaviour, ScriptedPeer, Served};
+use ringseed_tests::program::{Finished, Program, free_port, run};
+use ringseed_tests::scratch::Scratch;
+use rustix::process::Signal;
+
+const OURS: &str = env!("CARGO_BIN_EXE_ringseed-under-test");
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn ours(scratch: &Scratch, args: &[OsString]) -> Finished {
+    run(OURS, args, &scratch.join("logs"), DEADLINE)
+}
+
+fn args<const N: usize>(parts: [&dyn AsRef<std::ffi::OsStr>; N]) -> Vec<OsString> {
+    parts.iter().map(|part| part.as_ref().to_owned()).collect()
+}
+
+fn hash(scratch: &Scratch, path: &Path, flags: &[&str]) -> Metainfo {
+    let torrent = scratch.join("t.torrent");
+    let mut all = args([&"hash", &path, &"-o", &torrent]);
+    all.extend(flags.iter().map(OsString::from));
+    ours(scratch, &all).expect_code(0);
+    Metainfo::parse(&std::fs::read(torrent).expect("made")).expect("our own torrent parses")
+}
+
+/// One odd-length file with a v1 torrent of it and what a scripted peer needs to serve it.
+fn one_file(scratch: &Scratch, len_bytes: u64) -> Served {
+    let file = scratch.join("source/file.bin");
+    write_file(&file, len_bytes, 7);
+    let metainfo = hash(scratch, &file, &["--v1", "--piece-len", "65536"]);
+    Served {
+        wire_id: metainfo.info.info_hash_v1().expect("v1"),
+        bytes: Arc::new(std::fs::read(&file).expect("readable")),
+        piece_len_bytes: 65_536,
+    }
+}
+
+fn get(scratch: &Scratch, peers: &[std::net::SocketAddr]) -> Program {
+    std::fs::create_dir_all(scratch.join("copy")).expect("folder");
+    let mut all =
+        args([&"get", &scratch.join("t.torrent"), &"--data", &scratch.join("copy"), &"--json"]);
+    for peer in peers {
+        all.extend([OsString::from("--peer"), OsString::from(peer.to_string())]);
+    }
+    Program::start(OURS, &all, &scratch.join("logs"))
+}
+
+#[test]
+fn check_accepts_what_hash_described_and_names_what_was_damaged() {
+    for kind in ["--v1", "--v2", "--hybrid"] {
+        let scratch = Scratch::new("plain");
+        write_mixed_tree(&scratch.join("source/tree"), 1);
+        hash(&scratch, &scratch.join("source/tree"), &[kind]);
+        let check =
+            args([&"check", &scratch.join("t.torrent"), &"--data", &scratch.join("source")]);
+        ours(&scratch, &check).expect_code(0);
+
+        let victim = scratch.join("source/tree/large.bin");
+        let mut bytes = std::fs::read(&victim).expect("readable");
+        bytes[1_000_000] ^= 1;
+        std::fs::write(&victim, bytes).expect("writable");
+        let found = ours(&scratch, &check).expect_code(6);
+        assert!(!found.stderr.is_empty(), "{kind}: it says what is damaged");
+
+        std::fs::remove_file(&victim).expect("removable");
+        ours(&scratch, &check).expect_code(6);
+    }
+}
+
+#[test]
+fn hash_is_deterministic_and_leaves_the_source_alone() {
+    let scratch = Scratch::new("plain");
+    write_mixed_tree(&scratch.join("source/tree"), 2);
+    let before = digest_tree(&scratch.join("source"));
+    let first = hash(&scratch, &scratch.join("source/tree"), &[]);
+    let second = hash(&scratch, &scratch.join("source/tree"), &[]);
+    assert_eq!(first.encode(), second.encode());
+    assert!(first.info.info_hash_v1().is_some() && first.info.info_hash_v2().is_some());
+    assert_eq!(before, digest_tree(&scratch.join("source")));
+}
+
+#[test]
+fn get_fetches_every_byte_from_seed() {
+    for kind in ["--v1", "--v2", "--hybrid"] {
+        for driver in ["uring", "epoll"] {
+            let scratch = Scratch::new("plain");
+            write_mixed_tree(&scratch.join("source/tree"), 3);
+            hash(&scratch, &scratch.join("source/tree"), &[kind]);
+            let before = digest_tree(&scratch.join("source"));
+            let addr: std::net::SocketAddr = ([127, 0, 0, 1], free_port()).into();
+            let seed = args([
+                &"seed",
+                &scratch.join("t.torrent"),
+                &"--data",
+                &scratch.join("source"),
+                &"--listen",
+                &addr.to_string(),
+                &"--io-driver",
+                &driver,
+            ]);
+            let _seed = Program::start(OURS, &seed, &scratch.join("logs"));
+            get(&scratch, &[addr]).wait(DEADLINE).expect_code(0);
+            let _ = std::fs::remove_dir_all(scratch.join("copy/.ringseed"));
+            assert_eq!(
+                before["tree/large.bin"],
+                digest_tree(&scratch.join("copy"))["tree/large.bin"]
+            );
+            let (mut source, copy) = (before.clone(), digest_tree(&scratch.join("copy")));
+            source.retain(|name, _| copy.contains_key(name) || !name.starts_with(".ringseed"));
+            assert_eq!(source, copy, "{kind} over {driver}");
+            let mut after = digest_tree(&scratch.join("source"));
+            after.retain(|name, _| !name.starts_with(".ringseed"));
+            assert_eq!(before, after, "seeding changed its source");
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_breaks_the_rules_is_dropped_and_an_honest_one_serves() {
+    for misbehaviour in [
+        Misbehaviour::OtherInfoHash,
+        Misbehaviour::UnaskedBlock,
+        Misbehaviour::PastTheEnd,
+        Misbehaviour::HugeMessage,
+        Misbehaviour::WrongBit,
+        Misbehaviour::Silent,
+        Misbehaviour::ResetInTheMiddle,
+        Misbehaviour::WrongBitfield,
+        Misbehaviour::HaveOutOfRange,
+    ] {
+        let scratch = Scratch::new("hostile");
+        let served = one_file(&scratch, 1_500_001);
+        let evil = ScriptedPeer::start(served.clone(), misbehaviour);
+        let honest = ScriptedPeer::start(served, Misbehaviour::None);
+        get(&scratch, &[evil.addr(), honest.addr()]).wait(DEADLINE).expect_code(0);
+        assert_eq!(
+            digest_tree(&scratch.join("source"))["file.bin"],
+            digest_tree(&scratch.join("copy"))["file.bin"],
+            "{misbehaviour:?}"
+        );
+        assert!(evil.connections() > 0, "{misbehaviour:?} was never met");
+    }
+}
+
+#[test]
+fn a_wrong_bit_never_reaches_the_file_system_as_complete() {
+    let scratch = Scratch::new("hostile");
+    let evil = ScriptedPeer::start(one_file(&scratch, 300_000), Misbehaviour::WrongBit);
+    let mut get = get(&scratch, &[evil.addr()]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(get.try_wait().is_none(), "it ended: {}", get.stderr());
+    assert!(evil.blocks_sent() > 0 && evil.closed_by_other() > 0);
+    get.signal(Signal::INT);
+    get.wait(DEADLINE).expect_code(12);
+}
+
+#[test]
+fn an_interrupted_get_resumes_and_fetches_nothing_twice() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let scratch = Scratch::new("resume");
+        write_file(&scratch.join("source/file.bin"), 24 << 20, 9);
+        hash(&scratch, &scratch.join("source/file.bin"), &["--piece-len", "262144"]);
+        let addr: std::net::SocketAddr = ([127, 0, 0, 1], free_port()).into();
+        let seed = args([
+            &"seed",
+            &scratch.join("t.torrent"),
+            &"--data",
+            &scratch.join("source"),
+            &"--listen",
+            &addr.to_string(),
+            &"--uplink",
+            &"6MB/s",
+        ]);
+        let _seed = Program::start(OURS, &seed, &scratch.join("logs"));
+        let mut first = get(&scratch, &[addr]);
+        std::thread::sleep(Duration::from_millis(2_500));
+        assert!(first.try_wait().is_none(), "the cap did not hold: {}", first.stdout());
+        first.signal(signal);
+        let ended = first.wait(DEADLINE);
+        if signal == Signal::INT {
+            ended.expect_code(12);
+        }
+        let second = get(&scratch, &[addr]).wait(DEADLINE).expect_code(0);
+        let fetched = second.json()["payload_bytes"].as_u64().expect("counter");
+        assert!(
+            fetched < 20 << 20,
+            "{fetched} bytes fetched by the second run of 24 MiB after {signal:?}"
+        );
+        assert_eq!(
+            digest_tree(&scratch.join("source"))["file.bin"],
+            digest_tree(&scratch.join("copy"))["file.bin"]
+        );
+    }
+}
+
+#[test]
+fn a_bad_torrent_is_refused_with_a_reason() {
+    let scratch = Scratch::new("bad");
+    write_mixed_tree(&scratch.join("source/tree"), 4);
+    hash(&scratch, &scratch.join("source/tree"), &["--v1"]);
+    let good = std::fs::read(scratch.join("t.torrent")).expect("made");
+    let info = |body: &str| format!("d4:info{body}e").into_bytes();
+    let pieces = "6:pieces20:aaaaaaaaaaaaaaaaaaaa";
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("truncated", good[..good.len() / 2].to_vec()),
+        ("empty", Vec::new()),
+        ("not bencode", Seeded::new(5).bytes(1_000)),
+        ("trailing bytes", [&good[..], b"x"].concat()),
+        (
+            "wrong piece count",
+            info(&format!("d6:lengthi99999e4:name1:f12:piece lengthi16384e{pieces}e")),
+        ),
+        (
+            "dot dot",
+            info(&format!(
+                "d5:filesld6:lengthi5e4:pathl2:..1:xeee4:name1:f12:piece lengthi16384e{pieces}e"
+            )),
+        ),
+        (
+            "slash in a name",
+            info(&format!("d6:lengthi5e4:name6:/etc/x12:piece lengthi16384e{pieces}e")),
+        ),
+        (
+            "negative length",
+            info(&format!("d6:lengthi-5e4:name1:f12:piece lengthi16384e{pieces}e")),
+        ),
+        (
+            "overflowing lengths",
+            info(&format!(
+                "d5:filesld6:lengthi9223372036854775807e4:pathl1:aeed6:lengthi9223372036854775807e4:pathl1:beee4:name1:f12:piece lengthi16384e{pieces}e"
+            )),
+        ),
+        (
+            "symlink",
+            info(&format!(
+                "d5:filesld4:attr1:l6:lengthi0e4:pathl1:ae12:symlink pathl3:etc6:passwdeee4:name1:f12:piece lengthi16384e{pieces}e"
+            )),
+        ),
+        ("deep nesting", [&[b'l'; 10_000][..], &[b'e'; 10_000][..]].concat()),
+        ("claimed string", b"d4:info99999999999:x".to_vec()),
+    ];
+    for (name, bytes) in cases {
+        let torrent = scratch.join("bad.torrent");
+        std::fs::write(&torrent, bytes).expect("test file");
+        for command in ["check", "seed", "get"] {
+            let mut all = args([&command, &torrent, &"--data", &scratch.join("source"), &"--json"]);
+            if command == "get" {
+                all.extend(["--peer".into(), "127.0.0.1:1".into()]);
+            }
+            if command == "seed" {
+                all.extend(["--listen".into(), "127.0.0.1:0".into()]);
+            }
+            let found = ours(&scratch, &all);
+            assert_eq!(found.code, Some(6), "{name} by {command}: {found:?}");
+            let error: serde_json::Value = found
+                .stderr
+                .lines()
+                .chain(found.stdout.lines())
+                .rev()
+                .find_map(|line| {
+                    serde_json::from_str::<serde_json::Value>(line)
+                        .ok()
+                        .filter(|v| v.get("error").is_some())
+                })
+                .unwrap_or_else(|| panic!("{name}: no JSON error: {found:?}"));
+            let code = error["error"]["code"].as_str().expect("a stable code");
+            assert!(code.starts_with("RS-E"), "{code}");
+        }
+    }
+}
+
+#[test]
+fn what_the_environment_lacks_is_named() {
+    let scratch = Scratch::new("environment");
+    write_mixed_tree(&scratch.join("source/tree"), 5);
+    hash(&scratch, &scratch.join("source/tree"), &[]);
+    let torrent = scratch.join("t.torrent");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = port.local_addr().expect("bound").to_string();
+    let source = scratch.join("source");
+    let in_use = args([&"seed", &torrent, &"--data", &source, &"--listen", &taken]);
+    let found = ours(&scratch, &in_use).expect_code(4);
+    assert!(found.stderr.contains(&taken), "{}", found.stderr);
+
+    let missing = args([&"check", &torrent, &"--data", &scratch.join("nowhere")]);
+    assert_ne!(ours(&scratch, &missing).code, Some(0));
+    let missing = args([&"hash", &scratch.join("nowhere"), &"-o", &scratch.join("x.torrent")]);
+    assert_ne!(ours(&scratch, &missing).code, Some(0));
+    ours(&scratch, &args([&"no-such-command"])).expect_code(2);
+}
