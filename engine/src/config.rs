@@ -1,0 +1,185 @@
+//! What an engine is told at start: plain data with units in the names and one [`Config::validate`].
+//!
+//! Files, flags and environment belong to the program around the engine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ringseed_sys::arena::EXTENT_LEN_BYTES;
+use thiserror::Error;
+
+/// Which loop executes the shard's operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoDriver {
+    /// io_uring where the kernel allows it, else epoll. Which one runs is in
+    /// [`EngineStatus::driver`](crate::EngineStatus::driver).
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// epoll for sockets, `pread`/`pwrite` on helper threads for files. Works in every container.
+    Epoll,
+}
+
+/// Whether payload goes past the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirectIo {
+    /// O_DIRECT where the file system offers it.
+    #[default]
+    Auto,
+    /// Buffered always.
+    Off,
+}
+
+/// Everything an engine is given at start. [`Config::new`] fills in defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The loop that executes operations.
+    pub io_driver: IoDriver,
+    /// Bytes of payload buffers in this process; the producer waits when they are all in use.
+    /// Pages are touched as needed and reused. At least [`ARENA_LEN_BYTES_MIN`].
+    pub arena_len_bytes: usize,
+    /// Where peers may connect; `None` only dials. Port 0 takes a free one, see
+    /// [`Engine::local_addr`](crate::Engine::local_addr).
+    pub listen: Option<SocketAddr>,
+    /// Our id in every handshake (BEP 3). A connection from the same id is closed.
+    pub peer_id: [u8; 20],
+    /// Folder of our own for journal, metadata and leaf sidecars; created if missing. One process
+    /// at a time (a lock is held).
+    pub state_dir: PathBuf,
+    /// Payload bytes per second sent at most; `None` is unlimited.
+    pub upload_rate_max: Option<u64>,
+    /// `false` skips every sync: for tests and scratch data. After a power cut nothing is promised.
+    pub durable: bool,
+    /// Connections at most, over all listings, in both directions.
+    pub peers_max: u32,
+    /// Connections at most for one listing.
+    pub peers_per_listing_max: u32,
+    /// Payload files held open at most.
+    pub open_files_max: u32,
+    /// Whether payload goes past the page cache.
+    pub direct_io: DirectIo,
+    /// Seed of every choice that is left to chance. `None` takes one from the system.
+    pub seed: Option<u64>,
+}
+
+/// Default of [`Config::arena_len_bytes`]: 64 MiB keep a loopback transfer busy and a datatrust's
+/// resident memory well under 160 MiB.
+pub const ARENA_LEN_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Least arena: two pieces of 4 MiB in flight and room to serve beside them.
+pub const ARENA_LEN_BYTES_MIN: usize = 16 << 20;
+
+/// Most arena: 1 TiB, a typing error otherwise.
+pub const ARENA_LEN_BYTES_MAX: usize = 1 << 40;
+
+/// Why a [`Config`] was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The arena is too small or absurdly large.
+    #[error("arena_len_bytes is {len_bytes}, it must be between {min} and {max}")]
+    ArenaLen {
+        /// What was given.
+        len_bytes: usize,
+        /// [`ARENA_LEN_BYTES_MIN`].
+        min: usize,
+        /// [`ARENA_LEN_BYTES_MAX`].
+        max: usize,
+    },
+    /// A rate of zero would stop serving silently; `set_serving(false)` says it openly.
+    #[error("upload_rate_max is {rate} bytes/s, less than one block per second")]
+    UploadRate {
+        /// What was given, bytes per second.
+        rate: u64,
+    },
+    /// No connection could ever be made.
+    #[error("{name} is zero")]
+    Zero {
+        /// The field.
+        name: &'static str,
+    },
+    /// The state folder has no name.
+    #[error("state_dir is empty")]
+    StateDir,
+}
+
+impl Config {
+    /// Defaults for a state folder and a peer id: automatic driver, 64 MiB arena, no listener,
+    /// durable, no rate cap.
+    pub fn new(state_dir: impl Into<PathBuf>, peer_id: [u8; 20]) -> Self {
+        Config {
+            io_driver: IoDriver::Auto,
+            arena_len_bytes: ARENA_LEN_BYTES_DEFAULT,
+            listen: None,
+            peer_id,
+            state_dir: state_dir.into(),
+            upload_rate_max: None,
+            durable: true,
+            peers_max: 512,
+            peers_per_listing_max: 64,
+            open_files_max: 256,
+            direct_io: DirectIo::Auto,
+            seed: None,
+        }
+    }
+
+    /// Checks every value that has a bound.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`] found.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(ARENA_LEN_BYTES_MIN..=ARENA_LEN_BYTES_MAX).contains(&self.arena_len_bytes) {
+            return Err(ConfigError::ArenaLen {
+                len_bytes: self.arena_len_bytes,
+                min: ARENA_LEN_BYTES_MIN,
+                max: ARENA_LEN_BYTES_MAX,
+            });
+        }
+        if let Some(rate) = self.upload_rate_max {
+            check_upload_rate(rate)?;
+        }
+        for (name, value) in [
+            ("peers_max", self.peers_max),
+            ("peers_per_listing_max", self.peers_per_listing_max),
+            ("open_files_max", self.open_files_max),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Zero { name });
+            }
+        }
+        if self.state_dir.as_os_str().is_empty() {
+            return Err(ConfigError::StateDir);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a rate below one block (16 KiB) per second, which no request would ever get through.
+fn check_upload_rate(rate: u64) -> Result<(), ConfigError> {
+    if rate < 16 << 10 { Err(ConfigError::UploadRate { rate }) } else { Ok(()) }
+}
+
+const _: () = assert!(ARENA_LEN_BYTES_MIN >= 16 * EXTENT_LEN_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(Config::new("state", [7; 20]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        let good = Config::new("state", [7; 20]);
+        let small = Config { arena_len_bytes: 1 << 20, ..good.clone() };
+        assert!(matches!(small.validate(), Err(ConfigError::ArenaLen { .. })));
+        let slow = Config { upload_rate_max: Some(0), ..good.clone() };
+        assert_eq!(slow.validate(), Err(ConfigError::UploadRate { rate: 0 }));
+        let alone = Config { peers_max: 0, ..good.clone() };
+        assert_eq!(alone.validate(), Err(ConfigError::Zero { name: "peers_max" }));
+        let nowhere = Config { state_dir: PathBuf::new(), ..good };
+        assert_eq!(nowhere.validate(), Err(ConfigError::StateDir));
+    }
+}

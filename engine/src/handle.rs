@@ -1,0 +1,325 @@
+//! The public handle: starts the threads, queues commands, answers questions.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ringseed_core::metainfo::Metainfo;
+use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
+use ringseed_sys::dir::DirHandle;
+use rustix::fs::FlockOperation;
+
+use crate::api::{
+    AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingStatus,
+    Place,
+};
+use crate::config::Config;
+use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::{Shard, ShardParts};
+use crate::store::{self, StateDir};
+
+/// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
+/// the last handle is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    queue: Arc<CommandQueue>,
+    counters: Arc<Counters>,
+    arena: Arena,
+    state: Arc<StateDir>,
+    driver: &'static str,
+    local_addr: Option<SocketAddr>,
+    next_id: AtomicU64,
+    rates: Mutex<Rates>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Held for as long as the engine may write to the state folder.
+    _lock: File,
+}
+
+/// The last sample that rates were taken from.
+struct Rates {
+    at: Instant,
+    received: u64,
+    sent: u64,
+    download_rate: u64,
+    upload_rate: u64,
+}
+
+impl Engine {
+    /// Opens the state folder, recovers the journal and starts the shard's thread. Events come out of
+    /// the receiver; dropping it is allowed.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the configuration, the state folder, the listen address or every driver is
+    /// refused. Nothing runs then.
+    pub fn start(config: Config) -> Result<(Engine, Receiver<Event>), EngineError> {
+        config.validate()?;
+        let lock = lock_state_dir(&config.state_dir)?;
+        let (state, recovered) = store::open_state_dir(&config.state_dir, config.durable)?;
+        let arena = Arena::new(config.arena_len_bytes).map_err(|source| EngineError::Io {
+            what: "cannot map the arena beside",
+            path: config.state_dir.clone(),
+            source,
+        })?;
+        let listener = config.listen.map(|addr| bind(addr)).transpose()?;
+        let local_addr = listener.as_ref().map(|(_, addr)| *addr);
+        let queue = Arc::new(CommandQueue::default());
+        let counters = Arc::new(Counters::default());
+        let (events, events_out) = channel();
+        let state = Arc::new(state);
+        let shard = Shard::new(ShardParts {
+            config: config.clone(),
+            arena: arena.clone(),
+            queue: queue.clone(),
+            counters: counters.clone(),
+            events,
+            state: state.clone(),
+            recovered,
+        });
+        let listener = listener.map(|(fd, _)| fd);
+        let (driver, thread) = crate::run::spawn(&config, &arena, shard, listener, &queue)?;
+        tracing::info!(driver, listen = ?local_addr, state_dir = %config.state_dir.display(), "engine started");
+        let inner = Inner {
+            queue,
+            counters,
+            arena,
+            state,
+            driver,
+            local_addr,
+            next_id: AtomicU64::new(1),
+            rates: Mutex::new(Rates {
+                at: Instant::now(),
+                received: 0,
+                sent: 0,
+                download_rate: 0,
+                upload_rate: 0,
+            }),
+            thread: Mutex::new(Some(thread)),
+            _lock: lock,
+        };
+        Ok((Engine { inner: Arc::new(inner) }, events_out))
+    }
+
+    /// Where peers may connect, with the port the system chose; `None` without a listener.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.inner.local_addr
+    }
+
+    /// Takes a listing in and returns its id. Fetching, checking or seeding starts by itself.
+    ///
+    /// # Errors
+    /// [`EngineError::Exists`] for an info hash that is there already, [`EngineError::Refused`] over
+    /// the size cap, [`EngineError::Io`] when the place cannot be opened, [`EngineError::Stopped`].
+    pub fn add(&self, add: AddListing) -> Result<ListingId, EngineError> {
+        let identity = self.inner.with_known_metainfo(add.identity)?;
+        if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) = (&identity, add.size_max_bytes)
+        {
+            let size_bytes = metainfo.total_len_bytes();
+            if size_bytes > size_max_bytes {
+                let refused = ListingError::TooLarge { size_bytes, size_max_bytes };
+                return Err(EngineError::Refused(refused));
+            }
+        }
+        let root = open_place(&add.place)?;
+        let is_fresh = match &identity {
+            Identity::Metainfo(metainfo) => is_nothing_there(&root, metainfo),
+            Identity::V2(_) => false,
+        };
+        let new = NewListing {
+            id: ListingId(self.inner.next_id.fetch_add(1, Ordering::Relaxed)),
+            identity,
+            place: add.place,
+            root: Arc::new(root),
+            is_fresh,
+            verify_v1: add.verify_v1,
+            known_complete: add.known_complete,
+            size_max_bytes: add.size_max_bytes,
+            peers: add.peers,
+        };
+        self.inner.ask(|answer| Command::Add(Box::new(new), answer)).ok_or(EngineError::Stopped)?
+    }
+
+    /// Replaces the addresses that the listing is fetched from. Connections that are up stay up.
+    pub fn set_peers(&self, id: ListingId, peers: Vec<SocketAddr>) {
+        self.inner.queue.push(Command::SetPeers(id, peers));
+    }
+
+    /// Stops a listing and forgets it. With `delete_data` what is [`Place::Owned`] is removed from
+    /// disk; [`Place::InPlace`] data is never touched. [`Event::Removed`] follows. An unknown id is
+    /// ignored.
+    pub fn remove(&self, id: ListingId, delete_data: bool) {
+        self.inner.queue.push(Command::Remove(id, delete_data));
+    }
+
+    /// `false` chokes every peer and serves no payload, while fetching goes on.
+    pub fn set_serving(&self, serving: bool) {
+        self.inner.queue.push(Command::SetServing(serving));
+    }
+
+    /// Caps the payload bytes sent per second; `None` lifts the cap. Rates below one block (16 KiB)
+    /// per second are taken as one block per second.
+    pub fn set_upload_rate(&self, rate: Option<u64>) {
+        self.inner.queue.push(Command::SetUploadRate(rate));
+    }
+
+    /// The metainfo of a listing; `None` while it is not known, or for an unknown id.
+    pub fn metainfo(&self, id: ListingId) -> Option<Arc<Metainfo>> {
+        self.inner.ask(|answer| Command::Metainfo(id, answer))?
+    }
+
+    /// Where a listing stands; `None` for an unknown id.
+    pub fn listing_status(&self, id: ListingId) -> Option<ListingStatus> {
+        self.inner.ask(|answer| Command::Status(id, answer))?
+    }
+
+    /// Counters of the whole engine. Does not wait for the shard.
+    pub fn status(&self) -> EngineStatus {
+        let counters = &self.inner.counters;
+        let (download_rate, upload_rate) = self.inner.rates();
+        EngineStatus {
+            driver: self.inner.driver,
+            received_bytes: counters.received_bytes.get(),
+            sent_bytes: counters.sent_bytes.get(),
+            payload_sent_bytes: counters.payload_sent_bytes.get(),
+            payload_verified_bytes: counters.payload_verified_bytes.get(),
+            wasted_bytes: counters.wasted_bytes.get(),
+            stored_bytes: counters.stored_bytes.get(),
+            read_cache_bytes: counters.read_cache_bytes.get(),
+            read_page_cache_bytes: counters.read_page_cache_bytes.get(),
+            read_direct_bytes: counters.read_direct_bytes.get(),
+            hashed_bytes: counters.hashed_bytes.get(),
+            peers: counters.peers.get(),
+            listings: counters.listings.get(),
+            listings_active: counters.listings_active.get(),
+            arena_in_use_bytes: (self.inner.arena.in_use() * EXTENT_LEN_BYTES) as u64,
+            arena_capacity_bytes: (self.inner.arena.capacity() * EXTENT_LEN_BYTES) as u64,
+            arena_waits: counters.arena_waits.get(),
+            download_rate,
+            upload_rate,
+        }
+    }
+
+    /// Stops: what is verified is written, synced and journalled, connections are closed, the thread
+    /// has ended when this returns. Calling it again does nothing.
+    pub fn shutdown(&self) {
+        self.inner.stop();
+    }
+}
+
+impl Inner {
+    /// Sends a question and waits for the answer; `None` when the shard has stopped.
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
+        let (answer, answers) = sync_channel(1);
+        self.queue.push(command(answer));
+        // A stopped shard never drains the queue, so the sender would wait there for ever: look
+        // whether the thread lives between short waits.
+        loop {
+            match answers.recv_timeout(Duration::from_millis(200)) {
+                Ok(value) => return Some(value),
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if self.has_ended() => return None,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    fn stop(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            self.queue.push(Command::Shutdown);
+            if thread.join().is_err() {
+                tracing::error!("the shard's thread panicked");
+            }
+        }
+    }
+
+    /// Takes the metainfo from the state folder when a former run has fetched it.
+    fn with_known_metainfo(&self, identity: Identity) -> Result<Identity, EngineError> {
+        match identity {
+            Identity::V2(hash) => Ok(match self.state.load_metainfo(&hash) {
+                Some(metainfo) => Identity::Metainfo(Arc::new(metainfo)),
+                None => Identity::V2(hash),
+            }),
+            known => Ok(known),
+        }
+    }
+
+    /// Payload rates, sampled when asked and at most once a second.
+    fn rates(&self) -> (u64, u64) {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let elapsed = now.duration_since(rates.at);
+        if elapsed >= Duration::from_secs(1) {
+            let received = self.counters.payload_received_bytes.get();
+            let sent = self.counters.payload_sent_bytes.get();
+            let per_second = |bytes: u64| (bytes as f64 / elapsed.as_secs_f64()) as u64;
+            rates.download_rate = per_second(received - rates.received);
+            rates.upload_rate = per_second(sent - rates.sent);
+            (rates.at, rates.received, rates.sent) = (now, received, sent);
+        }
+        (rates.download_rate, rates.upload_rate)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Takes the lock that keeps a second process out of the state folder.
+fn lock_state_dir(path: &Path) -> Result<File, EngineError> {
+    let io_error = |what, path: PathBuf| move |source| EngineError::Io { what, path, source };
+    std::fs::create_dir_all(path).map_err(io_error("cannot create", path.into()))?;
+    let lock_path = path.join("engine.lock");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(io_error("cannot open", lock_path.clone()))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(EngineError::StateLocked { path: path.into() }),
+        Err(error) => Err(io_error("cannot lock", lock_path)(error.into())),
+    }
+}
+
+/// Binds the listener; the driver only has to listen and accept on it.
+fn bind(addr: SocketAddr) -> Result<(OwnedFd, SocketAddr), EngineError> {
+    let listen_error = |source: io::Error| EngineError::Listen { addr, source };
+    let listener = std::net::TcpListener::bind(addr).map_err(listen_error)?;
+    listener.set_nonblocking(true).map_err(listen_error)?;
+    let local = listener.local_addr().map_err(listen_error)?;
+    Ok((listener.into(), local))
+}
+
+/// Opens the folder of a place; creates one of ours, never one of the user's.
+fn open_place(place: &Place) -> Result<DirHandle, EngineError> {
+    let (what, opened) = match place {
+        Place::Owned(path) => ("cannot create", DirHandle::create(path)),
+        Place::InPlace(path) => ("cannot open", DirHandle::open(path)),
+    };
+    opened.map_err(|source| EngineError::Io { what, path: place.folder().into(), source })
+}
+
+/// True when nothing lies under the torrent's root name, so that a check would find nothing.
+fn is_nothing_there(root: &DirHandle, metainfo: &Metainfo) -> bool {
+    let name = Path::new(metainfo.name());
+    matches!(root.metadata(name), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}

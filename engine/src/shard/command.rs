@@ -1,0 +1,146 @@
+//! The way from the public handle to the shard: a queue of commands, answered through channels, and
+//! counters that anybody may read.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use ringseed_core::metainfo::Metainfo;
+use ringseed_sys::dir::DirHandle;
+
+use crate::api::{EngineError, Identity, ListingId, ListingStatus, Place};
+
+/// A listing as the handle prepared it: everything that needs the file system by name is done.
+#[derive(Debug)]
+pub struct NewListing {
+    /// The id it gets if it is accepted.
+    pub id: ListingId,
+    /// What is known; the metainfo when the state folder had it.
+    pub identity: Identity,
+    /// Where it lies.
+    pub place: Place,
+    /// The opened folder of `place`.
+    pub root: Arc<DirHandle>,
+    /// Nothing lies under the root name: there is nothing to check.
+    pub is_fresh: bool,
+    /// See [`AddListing::verify_v1`](crate::AddListing::verify_v1).
+    pub verify_v1: bool,
+    /// See [`AddListing::known_complete`](crate::AddListing::known_complete).
+    pub known_complete: bool,
+    /// See [`AddListing::size_max_bytes`](crate::AddListing::size_max_bytes).
+    pub size_max_bytes: Option<u64>,
+    /// Addresses to dial while something is missing.
+    pub peers: Vec<SocketAddr>,
+}
+
+/// One command of the handle.
+#[derive(Debug)]
+pub enum Command {
+    /// Take a listing in.
+    Add(Box<NewListing>, SyncSender<Result<ListingId, EngineError>>),
+    /// Replace the addresses of a listing.
+    SetPeers(ListingId, Vec<SocketAddr>),
+    /// Forget a listing, and delete what is ours of it when the flag says so.
+    Remove(ListingId, bool),
+    /// Serve payload or not.
+    SetServing(bool),
+    /// Cap on payload bytes sent per second.
+    SetUploadRate(Option<u64>),
+    /// Ask for the metainfo.
+    Metainfo(ListingId, SyncSender<Option<Arc<Metainfo>>>),
+    /// Ask for a listing's status.
+    Status(ListingId, SyncSender<Option<ListingStatus>>),
+    /// Flush and stop.
+    Shutdown,
+}
+
+/// The queue between handles and one shard. Unbounded: its producers are few and wait for answers.
+#[derive(Default)]
+pub struct CommandQueue {
+    commands: Mutex<VecDeque<Command>>,
+    waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl CommandQueue {
+    /// Sets what wakes the driver; once, by whoever starts it.
+    pub fn set_waker(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        assert!(self.waker.set(wake).is_ok(), "a queue has one driver");
+    }
+
+    /// Queues a command and wakes the shard.
+    pub fn push(&self, command: Command) {
+        self.lock().push_back(command);
+        if let Some(wake) = self.waker.get() {
+            wake();
+        }
+    }
+
+    /// All commands queued so far.
+    pub fn take(&self) -> VecDeque<Command> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        // A queue of plain values is whole even if a holder of the lock panicked.
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counters of one shard. Written by the shard alone, read by anybody.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Bytes received on sockets.
+    pub received_bytes: Counter,
+    /// Bytes sent on sockets.
+    pub sent_bytes: Counter,
+    /// Payload bytes received, good or not.
+    pub payload_received_bytes: Counter,
+    /// Payload bytes sent.
+    pub payload_sent_bytes: Counter,
+    /// Payload bytes that ended in verified pieces.
+    pub payload_verified_bytes: Counter,
+    /// Payload bytes received for nothing.
+    pub wasted_bytes: Counter,
+    /// Payload bytes written.
+    pub stored_bytes: Counter,
+    /// Payload bytes served from our own cache.
+    pub read_cache_bytes: Counter,
+    /// Payload bytes read through the page cache.
+    pub read_page_cache_bytes: Counter,
+    /// Payload bytes read by O_DIRECT.
+    pub read_direct_bytes: Counter,
+    /// Bytes hashed.
+    pub hashed_bytes: Counter,
+    /// Waits for the arena.
+    pub arena_waits: Counter,
+    /// Connections now.
+    pub peers: Counter,
+    /// Listings now.
+    pub listings: Counter,
+    /// Listings that are not cold, now.
+    pub listings_active: Counter,
+}
+
+/// A number that one thread changes and all may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts `amount` more.
+    pub fn add(&self, amount: u64) {
+        // One writer: a load and a store cost less than a locked add.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
