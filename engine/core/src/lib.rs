@@ -1,2 +1,5 @@
 //! What the engine decides: no I/O, no clock, no threads.
 #![forbid(unsafe_code)]
+
+pub mod bitfield;
+pub mod geometry;
