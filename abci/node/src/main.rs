@@ -1,3 +1,5 @@
 //! A ringseed datatrust.
 #![forbid(unsafe_code)]
-fn main() {}
+fn main() -> std::process::ExitCode {
+    ringseed::run(std::env::args_os())
+}

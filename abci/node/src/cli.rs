@@ -1,0 +1,385 @@
+//! The command line. Every flag that a hint of ours prints is parsed by a test below.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::units;
+
+/// A data market in one binary: agree on listings, mirror them, serve them.
+#[derive(Debug, Parser)]
+#[command(name = "ringseed", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print data as JSON on stdout, and events as JSON lines on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more (-v debug, -vv trace); the log goes to stderr.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole market on this machine, on-board newcomers, verify every byte.
+    Up(Up),
+    /// Make a datatrust's folder: key, configuration; prints its member line.
+    Init(Init),
+    /// Write the genesis file of a market from its founders' member lines.
+    Genesis(Genesis),
+    /// Run a datatrust.
+    Start(Start),
+    /// Prepare a datatrust for a market that exists, knowing one address and the genesis hash.
+    Join(Join),
+    /// Admit members, or list them.
+    #[command(subcommand)]
+    Member(Member),
+    /// Offer data to the market, look at listings, remove them.
+    #[command(subcommand)]
+    Listing(Listing),
+    /// Show a datatrust on one screen.
+    Status(Status),
+    /// Write the `.torrent` file of a file or folder.
+    Hash(Hash),
+    /// Serve torrents without a market.
+    Seed(Seed),
+    /// Fetch a torrent without a market.
+    Get(Get),
+    /// Verify data on disk against its `.torrent` file.
+    Check(Check),
+}
+
+/// `ringseed up`.
+#[derive(Args, Clone, Debug)]
+pub struct Up {
+    /// Founding datatrusts (validators).
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub nodes: u32,
+    /// Newcomers that join together once the founders are whole.
+    #[arg(long, value_name = "M", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=16))]
+    pub new: u32,
+    /// Listings to make of the data.
+    #[arg(long, value_name = "L", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub listings: u32,
+    /// Take the files of this folder instead of the Rust toolchain's libraries. It is only read.
+    #[arg(long, value_name = "DIR", conflicts_with = "synthetic")]
+    pub data: Option<PathBuf>,
+    /// Make this much incompressible data from a seed instead.
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub synthetic: Option<u64>,
+    /// Cap each datatrust's upload, such as 40MB/s.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub uplink: Option<u64>,
+    /// Keep everything under this folder when it ends.
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Leave when the story is told: 0, or non-zero with the reason if anything differed.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// `ringseed init`.
+#[derive(Args, Clone, Debug)]
+pub struct Init {
+    /// Folder of the datatrust; made if missing.
+    #[arg(long, value_name = "D")]
+    pub dir: PathBuf,
+    /// Address to listen on for the market; payload is served on the next port.
+    #[arg(long, value_name = "A")]
+    pub listen: SocketAddr,
+    /// Address that others reach it by, where that differs.
+    #[arg(long, value_name = "A")]
+    pub advertise: Option<SocketAddr>,
+    /// Allow an address other than loopback: market and payload travel in the clear.
+    #[arg(long)]
+    pub insecure_plain: bool,
+}
+
+/// `ringseed genesis`.
+#[derive(Args, Clone, Debug)]
+pub struct Genesis {
+    /// Name of the market: letters, digits and `-`.
+    #[arg(long, value_name = "NAME")]
+    pub market: String,
+    /// Member lines as `init` printed them.
+    #[arg(required = true, value_name = "MEMBER")]
+    pub members: Vec<String>,
+    /// File to write.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: PathBuf,
+    /// Least time between two blocks, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub pace_ms: Option<u64>,
+    /// Heights between a removal and the end of its bytes.
+    #[arg(long, value_name = "N")]
+    pub grace_heights: Option<u64>,
+}
+
+/// `ringseed start`.
+#[derive(Args, Clone, Debug)]
+pub struct Start {
+    /// Folder of the datatrust.
+    #[arg(long, value_name = "D")]
+    pub dir: PathBuf,
+    /// Genesis file of the market; only needed the first time.
+    #[arg(long, value_name = "FILE")]
+    pub genesis: Option<PathBuf>,
+    /// End when this process ends (used by `up`).
+    #[arg(long, value_name = "PID", hide = true)]
+    pub with_parent: Option<u32>,
+}
+
+/// `ringseed join`.
+#[derive(Args, Clone, Debug)]
+pub struct Join {
+    /// Market address of any one member.
+    pub addr: SocketAddr,
+    /// Hash of the genesis, as the market's founders publish it.
+    #[arg(long, value_name = "HASH", value_parser = genesis_hash)]
+    pub genesis: [u8; 32],
+    /// Folder of the new datatrust; made if missing.
+    #[arg(long, value_name = "D")]
+    pub dir: PathBuf,
+    /// Only show what joining would take; nothing is written.
+    #[arg(long)]
+    pub plan: bool,
+    /// Address to listen on for the market; payload is served on the next port.
+    #[arg(long, value_name = "A")]
+    pub listen: Option<SocketAddr>,
+    /// Address that others reach it by, where that differs.
+    #[arg(long, value_name = "A")]
+    pub advertise: Option<SocketAddr>,
+    /// Allow an address other than loopback: market and payload travel in the clear.
+    #[arg(long)]
+    pub insecure_plain: bool,
+}
+
+/// Which datatrust a command talks to.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Node {
+    /// Folder of the datatrust; without it, the first datatrust of the running `up`.
+    #[arg(long, value_name = "D")]
+    pub dir: Option<PathBuf>,
+}
+
+/// `ringseed member`.
+#[derive(Debug, Subcommand)]
+pub enum Member {
+    /// Vote for the admission of a registered datatrust with this datatrust's key.
+    Admit {
+        /// Key of the newcomer: 64 hexadecimal digits, or the first eight of them or more.
+        member: String,
+        /// Which datatrust votes.
+        #[command(flatten)]
+        node: Node,
+    },
+    /// List registered datatrusts: power, address, caught up or not.
+    Ls {
+        /// Which datatrust to ask.
+        #[command(flatten)]
+        node: Node,
+    },
+}
+
+/// `ringseed listing`.
+#[derive(Debug, Subcommand)]
+pub enum Listing {
+    /// Offer a file or folder to the market. It is copied; the original is only read.
+    Add {
+        /// File or folder to offer.
+        path: PathBuf,
+        /// Serve it from where it lies instead of copying it.
+        #[arg(long)]
+        in_place: bool,
+        /// Return only when the market has promoted it.
+        #[arg(long)]
+        wait: bool,
+        /// Which datatrust offers it.
+        #[command(flatten)]
+        node: Node,
+    },
+    /// List listings and candidates.
+    Ls {
+        /// Which datatrust to ask.
+        #[command(flatten)]
+        node: Node,
+    },
+    /// Show one listing: who holds it, who sent what.
+    Show {
+        /// Infohash, or the first eight digits of it or more.
+        infohash: String,
+        /// Which datatrust to ask.
+        #[command(flatten)]
+        node: Node,
+    },
+    /// Remove a listing that this datatrust offered.
+    Rm {
+        /// Infohash, or the first eight digits of it or more.
+        infohash: String,
+        /// Which datatrust signs the removal.
+        #[command(flatten)]
+        node: Node,
+    },
+}
+
+/// `ringseed status`.
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    /// Every datatrust of the running `up`, or every member that can be asked from here.
+    #[arg(long)]
+    pub all: bool,
+    /// Which datatrust to ask.
+    #[command(flatten)]
+    pub node: Node,
+}
+
+/// `ringseed hash`.
+#[derive(Args, Clone, Debug)]
+pub struct Hash {
+    /// File or folder to hash.
+    pub path: PathBuf,
+    /// `.torrent` file to write.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: PathBuf,
+    /// BitTorrent v1 only (SHA-1): for old clients; never a market listing.
+    #[arg(long, conflicts_with_all = ["v2", "hybrid"])]
+    pub v1: bool,
+    /// BitTorrent v2 only (SHA-256).
+    #[arg(long, conflicts_with = "hybrid")]
+    pub v2: bool,
+    /// Both views of the same bytes (the default).
+    #[arg(long)]
+    pub hybrid: bool,
+    /// Piece length, a power of two from 16KiB.
+    #[arg(long, value_name = "N", value_parser = bytes)]
+    pub piece_len: Option<u64>,
+    /// Mark it private (BEP 27).
+    #[arg(long)]
+    pub private: bool,
+}
+
+/// `ringseed seed`.
+#[derive(Args, Clone, Debug)]
+pub struct Seed {
+    /// Torrents to serve.
+    #[arg(required = true, value_name = "FILE.torrent")]
+    pub torrents: Vec<PathBuf>,
+    /// Folder that holds each torrent's root name.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Cap the upload, such as 40MB/s.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub uplink: Option<u64>,
+}
+
+/// `ringseed get`.
+#[derive(Args, Clone, Debug)]
+pub struct Get {
+    /// Torrent to fetch.
+    #[arg(value_name = "FILE.torrent")]
+    pub torrent: PathBuf,
+    /// Folder that will hold the torrent's root name.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Peers to fetch from.
+    #[arg(long = "peer", required = true, value_name = "ADDR", num_args = 1..)]
+    pub peers: Vec<SocketAddr>,
+    /// Address to listen on for other peers.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Go on serving when complete, until Ctrl-C.
+    #[arg(long)]
+    pub seed_after: bool,
+}
+
+/// `ringseed check`.
+#[derive(Args, Clone, Debug)]
+pub struct Check {
+    /// Torrent to check against.
+    #[arg(value_name = "FILE.torrent")]
+    pub torrent: PathBuf,
+    /// Folder that holds the torrent's root name.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    units::parse_bytes(text).map_err(|error| error.what)
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    units::parse_rate(text).map_err(|error| error.what)
+}
+
+fn genesis_hash(text: &str) -> Result<[u8; 32], String> {
+    units::parse_hash(text, "genesis hash").map_err(|error| error.what)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every command line of the README and of our hints.
+    #[test]
+    fn what_we_print_is_what_we_parse() {
+        let hash = "5a".repeat(32);
+        for line in [
+            "ringseed up".to_owned(),
+            "ringseed up --nodes 4 --new 2 --listings 16 --data /usr/share --uplink 40MB/s --once --json".into(),
+            "ringseed up --synthetic 64MiB --keep /var/tmp/m --once".into(),
+            "ringseed init --dir /d1 --listen 127.0.0.1:7400".into(),
+            "ringseed init --dir /d1 --listen 127.0.0.1:7400 --advertise 127.0.0.1:7400".into(),
+            "ringseed genesis --market demo aa@127.0.0.1:7400 bb@127.0.0.1:7410 -o g.json".into(),
+            "ringseed start --dir /d1 --genesis g.json".into(),
+            "ringseed start --dir /d1".into(),
+            format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5 --plan"),
+            format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5"),
+            "ringseed member admit 5a5a5a5a --dir /d1".into(),
+            "ringseed member ls --dir /d1 --json".into(),
+            "ringseed listing add ./era5 --in-place --dir /d1".into(),
+            "ringseed listing add ./era5 --wait".into(),
+            "ringseed listing ls".into(),
+            format!("ringseed listing show {hash}"),
+            format!("ringseed listing rm {hash} --dir /d1"),
+            "ringseed status".into(),
+            "ringseed status --all".into(),
+            "ringseed status --dir /d1 --json".into(),
+            "ringseed hash era5 -o era5.torrent".into(),
+            "ringseed hash era5 -o era5.torrent --v1 --piece-len 16KiB --private".into(),
+            "ringseed seed era5.torrent b.torrent --data . --listen 127.0.0.1:6881".into(),
+            "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 127.0.0.1:6882 --seed-after --listen 127.0.0.1:6883".into(),
+            "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 --peer 127.0.0.1:6882".into(),
+            "ringseed check era5.torrent --data . --json".into(),
+        ] {
+            let parsed = Cli::try_parse_from(line.split(' '));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            "ringseed hash x -o y --v1 --v2",
+            "ringseed up --data /x --synthetic 1MiB",
+            "ringseed join 127.0.0.1:7400 --genesis abc --dir d",
+            "ringseed get x.torrent --data d",
+            "ringseed up --uplink 0",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}
