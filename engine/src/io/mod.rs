@@ -15,7 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringseed_sys::arena::{Extent, ExtentMut};
+pub use ringseed_sys::buf::{
+    RECV_SLOTS_MAX, RecvBuf, RecvSlot, SEND_PARTS_MAX, SendBuf, SendPart,
+};
 use ringseed_sys::dir::DirHandle;
+pub use ringseed_sys::file::ReadPath;
 
 /// Name of an operation in flight, made by the shard and given back by the completion. Drivers do
 /// not interpret it; the shard keeps a generation in it, so that a stale completion is told apart.
@@ -30,51 +34,6 @@ pub struct SockId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
 
-/// Which bytes of a [`RecvBuf`] come next: one entry of the vectored receive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecvSlot {
-    /// `len` bytes of [`RecvBuf::small`] from `start`: headers and small messages.
-    Small { start: usize, len: usize },
-    /// `len` bytes of `extents[extent]` from `start`: a block's final place.
-    Extent { extent: usize, start: usize, len: usize },
-}
-
-/// Where one vectored receive lands. The driver fills the slots in order and gives all of it back.
-#[derive(Debug, Default)]
-pub struct RecvBuf {
-    /// Header slots and staging space.
-    pub small: Vec<u8>,
-    /// Extents lent for the receive.
-    pub extents: Vec<ExtentMut>,
-    /// At most [`RECV_SLOTS_MAX`] slots, disjoint, in stream order.
-    pub slots: Vec<RecvSlot>,
-}
-
-/// Most slots of one receive: 64 blocks, a header each.
-pub const RECV_SLOTS_MAX: usize = 130;
-
-/// One part of a vectored send.
-#[derive(Clone, Debug)]
-pub enum SendPart {
-    /// `len` bytes of [`SendBuf::small`] from `start`.
-    Small { start: usize, len: usize },
-    /// `len` bytes of a shared extent from `start`.
-    Extent { extent: Extent, start: usize, len: usize },
-}
-
-/// What one vectored send carries. The driver sends *all* of it (resuming short sends) before it
-/// completes the operation.
-#[derive(Debug, Default)]
-pub struct SendBuf {
-    /// Headers and small messages, back to back.
-    pub small: Vec<u8>,
-    /// At most [`SEND_PARTS_MAX`] parts in stream order.
-    pub parts: Vec<SendPart>,
-}
-
-/// Most parts of one send: 64 blocks, a header each.
-pub const SEND_PARTS_MAX: usize = 130;
-
 /// How a payload file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -87,6 +46,7 @@ pub enum OpenMode {
 /// An operation for the driver. Every operation with an `id` is answered by exactly one
 /// [`Completion`] with that id, also when it fails or its socket is closed under it.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the variants tell their fields")]
 pub enum Op {
     /// Connects; answers [`Done::Connected`].
     Connect { id: OpId, addr: SocketAddr, timeout: Duration },
@@ -125,6 +85,7 @@ pub enum Op {
 
 /// What came of an operation.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the variants tell their fields")]
 pub enum Done {
     /// The listener accepted a connection (not an answer: it comes unasked, with `OpId(0)`).
     Accepted { sock: SockId, peer: SocketAddr },
@@ -150,17 +111,6 @@ pub enum Done {
     Allocated(io::Result<()>),
     /// Answer to [`Op::RemoveTree`]: bytes freed.
     Removed(io::Result<u64>),
-}
-
-/// Which way a read went; each is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadPath {
-    /// Resident in the page cache, buffered.
-    PageCache,
-    /// O_DIRECT.
-    Direct,
-    /// Buffered, because the file system offers no O_DIRECT.
-    Buffered,
 }
 
 /// One finished operation.

@@ -1,7 +1,11 @@
 //! What touches the machine. All unsafe code of ringseed lives in this crate.
 pub mod arena;
+pub mod buf;
 pub mod dir;
+pub mod file;
 pub mod hash;
+pub mod net;
+pub mod wake;
 
 #[cfg(test)]
 mod test_dir;

@@ -10,9 +10,18 @@ pub struct TestDir(PathBuf);
 
 impl TestDir {
     pub fn new() -> TestDir {
+        TestDir::beneath(&std::env::temp_dir())
+    }
+
+    /// A folder that is likely on a disk: the temporary folder may be a tmpfs, without O_DIRECT.
+    pub fn on_disk() -> TestDir {
+        TestDir::beneath(Path::new("/var/tmp"))
+    }
+
+    fn beneath(parent: &Path) -> TestDir {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ringseed-sys-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = parent.join(name);
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir(&path).unwrap();
         TestDir(path)
