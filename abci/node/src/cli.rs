@@ -111,12 +111,9 @@ pub struct Genesis {
     /// File to write.
     #[arg(short = 'o', long = "out", value_name = "FILE")]
     pub out: PathBuf,
-    /// Least time between two blocks, in milliseconds.
-    #[arg(long, value_name = "MS")]
-    pub pace_ms: Option<u64>,
-    /// Heights between a removal and the end of its bytes.
-    #[arg(long, value_name = "N")]
-    pub grace_heights: Option<u64>,
+    /// For a market on one machine: blocks as fast as every 50 ms, short windows and grace.
+    #[arg(long)]
+    pub local: bool,
 }
 
 /// `ringseed start`.
@@ -343,8 +340,8 @@ mod tests {
             "ringseed up --synthetic 64MiB --keep /var/tmp/m --once".into(),
             "ringseed init --dir /d1 --listen 127.0.0.1:7400".into(),
             "ringseed init --dir /d1 --listen 127.0.0.1:7400 --advertise 127.0.0.1:7400".into(),
-            "ringseed genesis --market demo aa@127.0.0.1:7400 bb@127.0.0.1:7410 -o g.json".into(),
-            "ringseed start --dir /d1 --genesis g.json".into(),
+            "ringseed genesis --market demo --local d1,aa,127.0.0.1:7400,127.0.0.1:7401,1 d2,bb,127.0.0.1:7410,127.0.0.1:7411,1 -o g.toml".into(),
+            "ringseed start --dir /d1 --genesis g.toml".into(),
             "ringseed start --dir /d1".into(),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5 --plan"),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5"),

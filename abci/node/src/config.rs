@@ -27,6 +27,8 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Market {
+    /// What others call it: 1 to 32 of `A-Z a-z 0-9 . _ -`, unique in the market.
+    pub name: String,
     /// Where the market's links are accepted.
     pub listen: SocketAddr,
     /// Where others reach it, if not at `listen`.
@@ -133,6 +135,12 @@ impl Config {
                 return Err(Error::new(Code::ConfigValue, what));
             }
         }
+        if !ringseed_ledger::is_member_name(&self.market.name) {
+            let what = format!("market.name: {:?} is no name of a member", self.market.name);
+            return Err(
+                Error::new(Code::ConfigValue, what).cure("use 1 to 32 of A-Z a-z 0-9 . _ -")
+            );
+        }
         if self.market.listen == self.market.payload_listen {
             return Err(Error::new(
                 Code::ConfigValue,
@@ -182,6 +190,19 @@ pub fn require_loopback(addr: SocketAddr) -> Result<()> {
         .cure("listen on 127.0.0.1, or add --insecure-plain on a network that you trust wholly"))
 }
 
+/// A member's name made of the folder's name, with what a name may not hold replaced.
+pub fn name_of(folder: &Path) -> String {
+    let base = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = base
+        .unwrap_or_default()
+        .chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(32)
+        .collect();
+    if name.is_empty() { "datatrust".to_owned() } else { name }
+}
+
 /// The payload address that belongs to a market address: the next port.
 ///
 /// # Errors
@@ -210,6 +231,8 @@ pub fn example(market: &Market) -> String {
         r#"# A ringseed datatrust. Commented lines show the default. Unknown keys are errors.
 
 [market]
+# What others call this datatrust; unique in the market.
+name = "{name}"
 # Where links of the market are accepted.
 listen = "{listen}"
 # Where others reach it, if that differs from `listen`.
@@ -239,6 +262,7 @@ insecure_plain = {insecure_plain}
 # Connections at most.
 # peers_max = 512
 "#,
+        name = market.name,
         listen = market.listen,
         payload_listen = market.payload_listen,
         insecure_plain = market.insecure_plain,
@@ -251,6 +275,7 @@ mod tests {
 
     fn market() -> Market {
         Market {
+            name: "d1".to_owned(),
             listen: "127.0.0.1:7400".parse().unwrap(),
             advertise: None,
             payload_listen: "127.0.0.1:7401".parse().unwrap(),
@@ -315,6 +340,13 @@ mod tests {
         assert_eq!(config.validate().unwrap_err().code, Code::NotLoopback);
         config.market.insecure_plain = true;
         config.validate().unwrap();
+    }
+
+    #[test]
+    fn a_folder_gives_a_name() {
+        assert_eq!(name_of(Path::new("/srv/d1")), "d1");
+        assert_eq!(name_of(Path::new("/srv/Ünï code")), "-n--code");
+        assert_eq!(name_of(Path::new("/")), "datatrust");
     }
 
     #[test]

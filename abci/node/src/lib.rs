@@ -7,12 +7,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod interrupt;
 pub mod keys;
 pub mod layout;
 pub mod progress;
 pub mod units;
+pub mod up;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

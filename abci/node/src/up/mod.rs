@@ -1,0 +1,5 @@
+//! A whole market on one machine.
+
+pub mod children;
+pub mod source;
+pub mod verify;
