@@ -1,2 +1,19 @@
 //! Consensus drivers that order transactions for the ledger.
+//!
+//! [`driver::Application`] is the boundary, in the call order of ABCI 2.0; [`app::LedgerApp`] is the
+//! ledger behind it. [`Solo`] (one validator, in process) and [`Cluster`] (embedded Tendermint) drive
+//! it, and a node holds either as a [`Driver`].
 #![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod codec;
+pub mod driver;
+pub mod handle;
+pub mod record_log;
+#[cfg(test)]
+mod testing;
+
+pub use cluster::Cluster;
+pub use handle::{
+    ClusterConfig, Driver, PeerStatus, StartError, Status, SubmitError, TxOutcome, View,
+};
