@@ -5,6 +5,7 @@ pub mod dir;
 pub mod file;
 pub mod hash;
 pub mod net;
+pub mod ring;
 pub mod wake;
 
 #[cfg(test)]

@@ -1,0 +1,108 @@
+//! Making a ring with the best flags that this kernel takes.
+
+use std::fmt;
+use std::io;
+
+use io_uring::IoUring;
+use thiserror::Error;
+
+/// Completions that fit per submission entry: what is in flight exceeds one batch of submissions.
+const CQ_PER_SQ: u32 = 4;
+
+/// Smallest ring that is tried when memory is short.
+const ENTRIES_MIN: u32 = 32;
+
+/// Most kernel threads that one ring may start, for bounded (files) and unbounded work.
+const WORKERS_MAX: [u32; 2] = [8, 4];
+
+/// How the ring runs completions; the first that the kernel takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingMode {
+    /// `SINGLE_ISSUER | DEFER_TASKRUN`, Linux 6.1: completions run when we wait and never before.
+    DeferTaskrun,
+    /// `COOP_TASKRUN`, Linux 5.19: completions run at our next call into the kernel.
+    CoopTaskrun,
+    /// No flags.
+    Plain,
+}
+
+impl fmt::Display for RingMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RingMode::DeferTaskrun => "single_issuer+defer_taskrun",
+            RingMode::CoopTaskrun => "coop_taskrun",
+            RingMode::Plain => "no flags",
+        })
+    }
+}
+
+/// Why there is no ring.
+#[derive(Debug, Error)]
+pub enum RingError {
+    /// `EPERM` or `EACCES`: sysctl or a seccomp filter; [`crate::probe`] finds out which.
+    #[error("io_uring is forbidden here")]
+    Forbidden(#[source] io::Error),
+    /// `ENOSYS`, or a kernel without what every mode needs.
+    #[error("this kernel has no io_uring that we can use (Linux 5.11 or newer is needed)")]
+    TooOld,
+    /// `ENOMEM`: the memlock limit or memory, and no prohibition.
+    #[error("no memory for an io_uring of {entries} entries")]
+    NoMemory {
+        /// Entries of the smallest ring tried.
+        entries: u32,
+    },
+    /// `EMFILE` and the like.
+    #[error("io_uring could not be set up")]
+    Io(#[source] io::Error),
+}
+
+pub(super) fn build(entries: u32) -> Result<(IoUring, RingMode), RingError> {
+    let mut entries = entries.next_power_of_two().max(ENTRIES_MIN);
+    let (ring, mode) = loop {
+        match build_with_best_flags(entries) {
+            Ok(built) => break built,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOMEM) if entries > ENTRIES_MIN => entries /= 2,
+                Some(libc::ENOMEM) => return Err(RingError::NoMemory { entries }),
+                Some(libc::EPERM | libc::EACCES) => return Err(RingError::Forbidden(error)),
+                Some(libc::ENOSYS | libc::EINVAL) => return Err(RingError::TooOld),
+                _ => return Err(RingError::Io(error)),
+            },
+        }
+    };
+    let params = ring.params();
+    if !params.is_feature_ext_arg() || !params.is_feature_nodrop() || !params.is_feature_fast_poll()
+    {
+        return Err(RingError::TooOld);
+    }
+    // Older kernels cannot cap their threads; they have a bound of their own.
+    let _ = ring.submitter().register_iowq_max_workers(&mut WORKERS_MAX.clone());
+    Ok((ring, mode))
+}
+
+fn build_with_best_flags(entries: u32) -> io::Result<(IoUring, RingMode)> {
+    for mode in [RingMode::DeferTaskrun, RingMode::CoopTaskrun] {
+        match build_as(entries, mode) {
+            Ok(ring) => return Ok((ring, mode)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((build_as(entries, RingMode::Plain)?, RingMode::Plain))
+}
+
+fn build_as(entries: u32, mode: RingMode) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(entries * CQ_PER_SQ);
+    match mode {
+        RingMode::DeferTaskrun => {
+            builder.setup_submit_all().setup_single_issuer();
+            builder.setup_defer_taskrun().setup_taskrun_flag();
+        }
+        RingMode::CoopTaskrun => {
+            builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+        }
+        RingMode::Plain => {}
+    }
+    builder.build(entries)
+}
