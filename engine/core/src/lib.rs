@@ -1,5 +1,7 @@
 //! What the engine decides: no I/O, no clock, no threads.
 #![forbid(unsafe_code)]
 
+pub mod bencode;
 pub mod bitfield;
 pub mod geometry;
+pub mod merkle;
