@@ -1,9 +1,45 @@
 //! SHA-1 and SHA-256 of many messages at once (FIPS 180-4).
 //!
-//! The calls take any number of messages of any lengths and give the digests in the same order.
-//! A message may be made of parts, because a piece spans files and extents.
+//! One message is bound by the latency of the CPU's hash unit, whatever the library. Sixteen
+//! messages in the lanes of wide registers run several times as fast. So the interface takes many:
+//!
+//! - [`sha1_many`], [`sha256_many`] and their `_parts`: whole messages of any lengths in, digests
+//!   out in the same order. A message may be made of parts, because a piece spans files and extents.
+//! - [`LaneSet`]: messages that arrive bit by bit, each parked between two feeds.
+//! - [`merkle`]: leaves, inner nodes, proofs and layers of BEP 52.
+//!
+//! Which kernel runs is decided by CPU features, and better by [`calibrate`], which a long-running
+//! program calls once. `RINGSEED_HASH=<rung>` forces one; `RINGSEED_HASH_AVX512=off` leaves AVX-512
+//! alone. [`Wish::from_env`] checks both, [`table`] shows what is in force.
+//!
+//! Nothing here does I/O but [`calibrate`], and nothing on the way of data allocates.
 
-use sha1::Digest as _;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod batch;
+mod calibrate;
+mod crates;
+mod kernel;
+mod lane_set;
+pub mod merkle;
+mod plan;
+mod portable;
+mod rounds;
+#[cfg(target_arch = "x86_64")]
+mod sha_ni;
+#[cfg(test)]
+mod tests;
+
+pub use calibrate::{Source, Table, TableRow, cache_dir_default, calibrate, table};
+pub use kernel::{Algo, BLOCK_LEN_BYTES, LANES_MAX, Rung};
+pub use lane_set::{Job, LaneSet, Sha1LaneSet, Sha256LaneSet};
+pub use plan::{Wish, WishError};
+
+use batch::{Messages, Running};
+use kernel::State;
+use plan::Plan;
 
 /// A SHA-1 digest.
 pub type Sha1Digest = [u8; 20];
@@ -15,10 +51,7 @@ pub type Sha256Digest = [u8; 32];
 /// # Panics
 /// When `out` is not as long as `messages`.
 pub fn sha1_many(messages: &[&[u8]], out: &mut [Sha1Digest]) {
-    assert_eq!(messages.len(), out.len(), "one digest per message");
-    for (message, digest) in messages.iter().zip(out) {
-        *digest = sha1::Sha1::digest(message).into();
-    }
+    digest_many(plan::current(Algo::Sha1), messages, out);
 }
 
 /// SHA-256 of each of `messages`, into `out` at the same index.
@@ -26,10 +59,7 @@ pub fn sha1_many(messages: &[&[u8]], out: &mut [Sha1Digest]) {
 /// # Panics
 /// When `out` is not as long as `messages`.
 pub fn sha256_many(messages: &[&[u8]], out: &mut [Sha256Digest]) {
-    assert_eq!(messages.len(), out.len(), "one digest per message");
-    for (message, digest) in messages.iter().zip(out) {
-        *digest = sha2::Sha256::digest(message).into();
-    }
+    digest_many(plan::current(Algo::Sha256), messages, out);
 }
 
 /// SHA-1 of each of `messages`, each the concatenation of its parts.
@@ -37,12 +67,7 @@ pub fn sha256_many(messages: &[&[u8]], out: &mut [Sha256Digest]) {
 /// # Panics
 /// When `out` is not as long as `messages`.
 pub fn sha1_many_parts(messages: &[&[&[u8]]], out: &mut [Sha1Digest]) {
-    assert_eq!(messages.len(), out.len(), "one digest per message");
-    for (parts, digest) in messages.iter().zip(out) {
-        let mut hasher = sha1::Sha1::new();
-        parts.iter().for_each(|part| hasher.update(part));
-        *digest = hasher.finalize().into();
-    }
+    digest_many_parts(plan::current(Algo::Sha1), messages, out);
 }
 
 /// SHA-256 of each of `messages`, each the concatenation of its parts.
@@ -50,30 +75,96 @@ pub fn sha1_many_parts(messages: &[&[&[u8]]], out: &mut [Sha1Digest]) {
 /// # Panics
 /// When `out` is not as long as `messages`.
 pub fn sha256_many_parts(messages: &[&[&[u8]]], out: &mut [Sha256Digest]) {
+    digest_many_parts(plan::current(Algo::Sha256), messages, out);
+}
+
+/// The digests of whole messages by a given plan.
+fn digest_many<const LEN: usize>(plan: &Plan, messages: &[&[u8]], out: &mut [[u8; LEN]]) {
     assert_eq!(messages.len(), out.len(), "one digest per message");
-    for (parts, digest) in messages.iter().zip(out) {
-        let mut hasher = sha2::Sha256::new();
-        parts.iter().for_each(|part| hasher.update(part));
-        *digest = hasher.finalize().into();
+    batch::run(plan, &mut Whole { messages, out });
+}
+
+/// The digests of messages in parts by a given plan.
+fn digest_many_parts<const LEN: usize>(plan: &Plan, messages: &[&[&[u8]]], out: &mut [[u8; LEN]]) {
+    assert_eq!(messages.len(), out.len(), "one digest per message");
+    batch::run(plan, &mut InParts { messages, out });
+}
+
+/// Writes a final state as a digest, most significant byte first.
+#[inline]
+fn write_digest<const LEN: usize>(state: &State, out: &mut [u8; LEN]) {
+    for (bytes, word) in out.as_chunks_mut::<4>().0.iter_mut().zip(state) {
+        *bytes = word.to_be_bytes();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Messages that each lie in one piece of memory.
+struct Whole<'a, 'b, const LEN: usize> {
+    messages: &'b [&'a [u8]],
+    out: &'b mut [[u8; LEN]],
+}
 
-    #[test]
-    fn published_examples_and_parts_agree() {
-        // FIPS 180-4 example "abc".
-        let mut sha1 = [[0; 20]; 2];
-        sha1_many_parts(&[&[b"a", b"", b"bc"], &[b"abc"]], &mut sha1);
-        assert_eq!(sha1[0][..4], [0xa9, 0x99, 0x3e, 0x36]);
-        assert_eq!(sha1[0], sha1[1]);
-        let mut sha256 = [[0; 32]; 2];
-        sha256_many_parts(&[&[b"a", b"", b"bc"], &[b"abc"]], &mut sha256);
-        assert_eq!(sha256[0][..4], [0xba, 0x78, 0x16, 0xbf]);
-        let mut whole = [[0; 32]];
-        sha256_many(&[b"abc"], &mut whole);
-        assert_eq!(sha256[1], whole[0]);
+impl<'a, const LEN: usize> Messages<'a> for Whole<'a, '_, LEN> {
+    const ENDS: bool = true;
+
+    fn count(&self) -> usize {
+        self.messages.len()
+    }
+
+    #[inline]
+    fn len_bytes(&self, index: usize) -> u64 {
+        self.messages[index].len() as u64
+    }
+
+    #[inline]
+    fn part(&self, index: usize, cursor: &mut usize) -> Option<&'a [u8]> {
+        let first = *cursor == 0;
+        *cursor = 1;
+        first.then(|| self.messages[index])
+    }
+
+    #[inline]
+    fn resume(&self, _index: usize) -> Option<Running> {
+        None
+    }
+
+    #[inline]
+    fn done(&mut self, index: usize, running: Running) {
+        write_digest(&running.state, &mut self.out[index]);
+    }
+}
+
+/// Messages made of parts.
+struct InParts<'a, 'b, const LEN: usize> {
+    messages: &'b [&'b [&'a [u8]]],
+    out: &'b mut [[u8; LEN]],
+}
+
+impl<'a, const LEN: usize> Messages<'a> for InParts<'a, '_, LEN> {
+    const ENDS: bool = true;
+
+    fn count(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn len_bytes(&self, index: usize) -> u64 {
+        self.messages[index].iter().map(|part| part.len() as u64).sum()
+    }
+
+    #[inline]
+    fn part(&self, index: usize, cursor: &mut usize) -> Option<&'a [u8]> {
+        let part = self.messages[index].get(*cursor)?;
+        *cursor += 1;
+        Some(part)
+    }
+
+    #[inline]
+    fn resume(&self, _index: usize) -> Option<Running> {
+        None
+    }
+
+    #[inline]
+    fn done(&mut self, index: usize, running: Running) {
+        write_digest(&running.state, &mut self.out[index]);
     }
 }

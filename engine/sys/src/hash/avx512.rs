@@ -1,0 +1,167 @@
+//! Sixteen messages in the lanes of AVX-512 registers.
+//!
+//! A round of one block costs the same for one lane as for sixteen. Idle lanes hash the data of the
+//! first one, and their result is thrown away.
+
+use std::arch::x86_64::*;
+
+use super::kernel::{BLOCK_LEN_BYTES, LANES_MAX, State};
+use super::rounds::{sha1_block, sha256_block};
+
+type V = __m512i;
+
+/// Word-major states: word `i` of all lanes lies in one register's worth of memory.
+#[repr(align(64))]
+struct Words([[u32; LANES_MAX]; 8]);
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn splat(value: u32) -> V {
+    _mm512_set1_epi32(value as i32)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add(left: V, right: V) -> V {
+    _mm512_add_epi32(left, right)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn xor2(left: V, right: V) -> V {
+    _mm512_xor_si512(left, right)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn xor3(x: V, y: V, z: V) -> V {
+    _mm512_ternarylogic_epi32::<0x96>(x, y, z)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn parity(x: V, y: V, z: V) -> V {
+    xor3(x, y, z)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn ch(x: V, y: V, z: V) -> V {
+    _mm512_ternarylogic_epi32::<0xca>(x, y, z)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn maj(x: V, y: V, z: V) -> V {
+    _mm512_ternarylogic_epi32::<0xe8>(x, y, z)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn rol<const N: i32>(value: V) -> V {
+    _mm512_rol_epi32::<N>(value)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn ror<const N: i32>(value: V) -> V {
+    _mm512_ror_epi32::<N>(value)
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn shr<const N: u32>(value: V) -> V {
+    _mm512_srli_epi32::<N>(value)
+}
+
+/// Loads the block at `offset` of every lane and turns it so that register `i` holds word `i` of
+/// all lanes. Shuffles in registers: gather instructions take several times as long.
+///
+/// # Safety
+/// Every pointer must be readable for [`BLOCK_LEN_BYTES`] from `offset` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load(data: &[*const u8; LANES_MAX], offset: usize) -> [V; 16] {
+    let swap = _mm512_set4_epi32(0x0c0d_0e0f, 0x0809_0a0b, 0x0405_0607, 0x0001_0203);
+    let row = |lane: usize| {
+        // SAFETY: the caller vouches for the block at `offset` of every lane.
+        let block = unsafe { _mm512_loadu_si512(data[lane].add(offset).cast()) };
+        _mm512_shuffle_epi8(block, swap)
+    };
+    // Four lanes at a time: afterwards 128-bit quarter `q` of `four[j]` holds word `4 * q + j`.
+    let four = |lane: usize| {
+        let (r0, r1, r2, r3) = (row(lane), row(lane + 1), row(lane + 2), row(lane + 3));
+        let (low01, high01) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+        let (low23, high23) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+        [
+            _mm512_unpacklo_epi64(low01, low23),
+            _mm512_unpackhi_epi64(low01, low23),
+            _mm512_unpacklo_epi64(high01, high23),
+            _mm512_unpackhi_epi64(high01, high23),
+        ]
+    };
+    let groups = [four(0), four(4), four(8), four(12)];
+    let mut words = [_mm512_setzero_si512(); 16];
+    for j in 0..4 {
+        let low01 = _mm512_shuffle_i32x4::<0x44>(groups[0][j], groups[1][j]);
+        let low23 = _mm512_shuffle_i32x4::<0x44>(groups[2][j], groups[3][j]);
+        let high01 = _mm512_shuffle_i32x4::<0xee>(groups[0][j], groups[1][j]);
+        let high23 = _mm512_shuffle_i32x4::<0xee>(groups[2][j], groups[3][j]);
+        words[j] = _mm512_shuffle_i32x4::<0x88>(low01, low23);
+        words[4 + j] = _mm512_shuffle_i32x4::<0xdd>(low01, low23);
+        words[8 + j] = _mm512_shuffle_i32x4::<0x88>(high01, high23);
+        words[12 + j] = _mm512_shuffle_i32x4::<0xdd>(high01, high23);
+    }
+    words
+}
+
+/// Turns the states of all lanes into one register per word.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn gather<const WORDS: usize>(states: &[State]) -> [V; WORDS] {
+    let mut words = Words([[0; LANES_MAX]; 8]);
+    for (lane, state) in states.iter().enumerate() {
+        for word in 0..WORDS {
+            words.0[word][lane] = state[word];
+        }
+    }
+    // SAFETY: a row of `Words` is as long as a register.
+    std::array::from_fn(|word| unsafe { _mm512_loadu_si512(words.0[word].as_ptr().cast()) })
+}
+
+/// Turns registers back into the states of the busy lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn scatter<const WORDS: usize>(registers: &[V; WORDS], states: &mut [State]) {
+    let mut words = Words([[0; LANES_MAX]; 8]);
+    for (row, register) in words.0.iter_mut().zip(registers) {
+        // SAFETY: a row of `Words` is as long as a register.
+        unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *register) };
+    }
+    for (lane, state) in states.iter_mut().enumerate() {
+        for word in 0..WORDS {
+            state[word] = words.0[word][lane];
+        }
+    }
+}
+
+/// SHA-1 of whole blocks in up to sixteen lanes.
+///
+/// # Safety
+/// As [`super::kernel::Update`]; the CPU must have AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn sha1(states: &mut [State], data: &[*const u8; LANES_MAX], blocks: usize) {
+    let mut state = gather::<5>(states);
+    for block in 0..blocks {
+        // SAFETY: `block` is below the count of blocks that the caller vouches for.
+        let mut w = unsafe { load(data, block * BLOCK_LEN_BYTES) };
+        sha1_block!(state, w);
+    }
+    scatter(&state, states);
+}
+
+/// SHA-256 of whole blocks in up to sixteen lanes.
+///
+/// # Safety
+/// As [`super::kernel::Update`]; the CPU must have AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn sha256(states: &mut [State], data: &[*const u8; LANES_MAX], blocks: usize) {
+    let mut state = gather::<8>(states);
+    for block in 0..blocks {
+        // SAFETY: `block` is below the count of blocks that the caller vouches for.
+        let mut w = unsafe { load(data, block * BLOCK_LEN_BYTES) };
+        sha256_block!(state, w);
+    }
+    scatter(&state, states);
+}
