@@ -4,4 +4,6 @@
 pub mod bencode;
 pub mod bitfield;
 pub mod geometry;
+
 pub mod merkle;
+pub mod wire;

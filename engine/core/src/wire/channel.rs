@@ -1,0 +1,880 @@
+//! One torrent's conversation on a link: who has what, who chokes whom, what was asked for.
+//!
+//! The link feeds messages in and drains what is to be sent; the shard steers with the `send_*`,
+//! `request` and `set_*` methods. Everything a peer can make grow here has a bound.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::error::LinkError;
+use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake, decode_dont_have, ours};
+use super::handshake::Reserved;
+use super::message::{FrameLimits, HashRequest, Message, RawBlock, piece_header};
+use super::plan::{ChannelId, GatherList};
+use crate::bitfield::Bitfield;
+use crate::geometry::{BlockRef, Geometry, PIECE_COUNT_MAX, PieceIndex};
+
+/// Most hash requests of ours in flight on one channel.
+pub const HASH_REQUESTS_MAX: usize = 64;
+/// How many blocks that we have given up may still arrive without blame.
+const GIVEN_UP_MAX: usize = 1024;
+/// Useless haves (repeated, or flapping with don't-have) before it counts as a flood. Honest peers
+/// repeat a handful around their bitfield.
+const USELESS_HAVES_MAX: u32 = 1000;
+/// Requests while choked beyond a full queue, before it counts as a flood. What was on its way when
+/// the choke was sent is at most one queue; libtorrent, too, stops at 50 rejects.
+const CHOKED_REQUESTS_SLACK: u32 = 50;
+/// Answers (metadata, hashes) waiting to be sent before further questions are rejected, in bytes.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Messages waiting to be sent to a peer that goes on asking, before it counts as a flood.
+const REPLIES_MAX: usize = 8192;
+
+/// What a channel begins with.
+#[derive(Clone, Debug, Default)]
+pub struct ChannelConfig {
+    /// The torrent's layout; `None` while its info dict is still to be fetched.
+    pub geometry: Option<Arc<Geometry>>,
+    /// Length of the info dict if we can serve it (BEP 9), in bytes.
+    pub metadata_len_bytes: Option<u32>,
+    /// We want nothing (BEP 21).
+    pub upload_only: bool,
+    /// The torrent has a v2 view: set the upgrade bit (BEP 52).
+    pub v2: bool,
+}
+
+/// Bounds of a channel, from [`LinkConfig`](super::link::LinkConfig).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub requests_in_max: u32,
+    pub requests_out_max: u32,
+    pub request_stall_max: Duration,
+}
+
+/// The part of a block that found no place to land in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Where in the block the bytes belong; what precedes them is in the block's place already.
+    pub from_offset: u32,
+    /// From there to the block's end.
+    pub bytes: Vec<u8>,
+}
+
+/// What the shard should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChannelEvent {
+    /// The peer has said what it has; see [`Channel::peer_has`].
+    Availability,
+    /// The peer has one piece more.
+    Have(PieceIndex),
+    /// The peer has lost a piece (BEP 54).
+    DontHave(PieceIndex),
+    /// The peer answers no more requests.
+    Choked {
+        /// Requests of ours that will not be answered. With the fast extension it is empty, and
+        /// each request is rejected by itself.
+        dropped: Vec<BlockRef>,
+    },
+    /// The peer answers requests.
+    Unchoked,
+    /// The peer wants something of ours.
+    Interested,
+    /// The peer wants nothing of ours.
+    NotInterested,
+    /// A piece that is cheap for the peer (BEP 6).
+    Suggest(PieceIndex),
+    /// A piece that the peer gives even while it chokes (BEP 6).
+    AllowedFast(PieceIndex),
+    /// A block that we asked for is complete.
+    Block {
+        /// Which.
+        block: BlockRef,
+        /// `None`: it lies in its place. `Some`: these bytes are to be copied there.
+        kept: Option<Kept>,
+    },
+    /// A block came that we had given up; its bytes are to be forgotten.
+    Wasted {
+        /// Which.
+        block: BlockRef,
+    },
+    /// The peer will not send this block.
+    Rejected(BlockRef),
+    /// Requests are outstanding and no block has come for a while. Said once per stall.
+    Snubbed,
+    /// The peer wants a block; it is in [`Channel::peer_requests`].
+    Request(BlockRef),
+    /// The peer takes a request back; it has left [`Channel::peer_requests`].
+    Cancelled(BlockRef),
+    /// The peer's extension handshake; it may come again with news.
+    Extended(ExtendedHandshake),
+    /// The peer wants a piece of the info dict.
+    MetadataRequest {
+        /// Which one.
+        index: u32,
+    },
+    /// A piece of the info dict.
+    MetadataPiece {
+        /// Which one.
+        index: u32,
+        /// Length of the whole, as the peer says, in bytes.
+        total_len_bytes: u32,
+        /// The piece, at most 16 KiB.
+        data: Vec<u8>,
+    },
+    /// The peer will not send a piece of the info dict.
+    MetadataRejected {
+        /// Which one.
+        index: u32,
+    },
+    /// The peer wants hashes: answer with [`Channel::send_hashes`] or [`Channel::send_hash_reject`].
+    HashRequest(HashRequest),
+    /// Hashes that we asked for; not yet verified.
+    Hashes {
+        /// What was asked.
+        request: HashRequest,
+        /// The hashes, then the proof.
+        hashes: Vec<[u8; 32]>,
+    },
+    /// The peer will not send hashes.
+    HashesRejected(HashRequest),
+}
+
+/// What waits to be sent.
+#[derive(Debug)]
+enum Out {
+    Plain(Message<'static>),
+    Bytes(Vec<u8>),
+    Block(BlockRef),
+}
+
+/// What the peer has said before we knew the torrent's layout.
+#[derive(Debug, Default)]
+struct RawAvailability {
+    /// First message: bitfield, have-all (`Ok(true)`) or have-none (`Ok(false)`).
+    first: Option<Result<bool, Vec<u8>>>,
+    /// Haves, a bit each; grows to at most 256 KiB.
+    haves: Vec<u8>,
+}
+
+/// One torrent's conversation on a link (BEP 3, 6, 9, 10, 52, 54).
+#[derive(Debug)]
+pub struct Channel {
+    id: ChannelId,
+    bounds: Bounds,
+    config: ChannelConfig,
+    client: Arc<str>,
+    /// What both sides speak.
+    reserved: Reserved,
+
+    choking: bool,
+    interested: bool,
+    peer_choking: bool,
+    peer_interested: bool,
+    peer_has: Option<Bitfield>,
+    availability_said: bool,
+    raw: RawAvailability,
+    useless_haves: u32,
+    choked_requests: u32,
+    peer_extended: Option<ExtendedHandshake>,
+
+    /// Our requests in the order they were (or will be) sent.
+    outstanding: VecDeque<BlockRef>,
+    /// Requests that we gave up and that may still be answered.
+    given_up: VecDeque<BlockRef>,
+    hash_requests: Vec<HashRequest>,
+    /// Since when nothing has come although requests are outstanding.
+    waiting_since: Option<Instant>,
+    snubbed: bool,
+
+    peer_requests: VecDeque<BlockRef>,
+    out: VecDeque<Out>,
+    out_bytes: usize,
+    events: VecDeque<ChannelEvent>,
+}
+
+impl Channel {
+    pub(super) fn new(
+        id: ChannelId,
+        config: ChannelConfig,
+        bounds: Bounds,
+        reserved: Reserved,
+        client: Arc<str>,
+    ) -> Self {
+        Self {
+            id,
+            bounds,
+            config,
+            client,
+            reserved,
+            choking: true,
+            interested: false,
+            peer_choking: true,
+            peer_interested: false,
+            peer_has: None,
+            availability_said: false,
+            raw: RawAvailability::default(),
+            useless_haves: 0,
+            choked_requests: 0,
+            peer_extended: None,
+            outstanding: VecDeque::new(),
+            given_up: VecDeque::new(),
+            hash_requests: Vec::new(),
+            waiting_since: None,
+            snubbed: false,
+            peer_requests: VecDeque::new(),
+            out: VecDeque::new(),
+            out_bytes: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    // What is known of the other side.
+
+    /// The channel's name on its link.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+
+    /// What the peer has; `None` until the layout is known and the peer has said something.
+    pub fn peer_has(&self) -> Option<&Bitfield> {
+        self.peer_has.as_ref()
+    }
+
+    /// Whether the peer answers no requests.
+    pub fn peer_choking(&self) -> bool {
+        self.peer_choking
+    }
+
+    /// Whether the peer wants something of ours.
+    pub fn peer_interested(&self) -> bool {
+        self.peer_interested
+    }
+
+    /// Whether we answer no requests.
+    pub fn choking(&self) -> bool {
+        self.choking
+    }
+
+    /// Whether we have told the peer that we want something.
+    pub fn interested(&self) -> bool {
+        self.interested
+    }
+
+    /// The peer's extension handshake, the latest.
+    pub fn peer_extended(&self) -> Option<&ExtendedHandshake> {
+        self.peer_extended.as_ref()
+    }
+
+    /// Whether both sides have the fast extension (BEP 6).
+    pub fn has_fast(&self) -> bool {
+        self.reserved.fast()
+    }
+
+    /// Whether the peer serves and takes metadata (BEP 9).
+    pub fn can_metadata(&self) -> bool {
+        self.peer_extended.as_ref().is_some_and(|extended| extended.metadata_id.is_some())
+    }
+
+    /// How many requests may be outstanding: our bound and the peer's.
+    pub fn requests_max(&self) -> u32 {
+        let peers = self.peer_extended.as_ref().and_then(|extended| extended.requests_max);
+        peers.unwrap_or(u32::MAX).min(self.bounds.requests_out_max)
+    }
+
+    /// How many requests are outstanding, those not yet sent included.
+    pub fn outstanding_count(&self) -> u32 {
+        self.outstanding.len() as u32 // at most requests_out_max
+    }
+
+    /// Our outstanding requests, the oldest first.
+    pub fn outstanding(&self) -> impl Iterator<Item = BlockRef> + '_ {
+        self.outstanding.iter().copied()
+    }
+
+    /// What the peer waits for, the oldest first. At most `requests_in_max`.
+    pub fn peer_requests(&self) -> impl Iterator<Item = BlockRef> + '_ {
+        self.peer_requests.iter().copied()
+    }
+
+    // What the shard wants.
+
+    /// Gives the channel its layout once the info dict is known, checks what the peer has said so
+    /// far against it, and reports it.
+    ///
+    /// # Errors
+    /// [`LinkError::Bitfield`] or [`LinkError::Geometry`] if the peer has lied.
+    pub fn attach_geometry(&mut self, geometry: Arc<Geometry>) -> Result<(), LinkError> {
+        assert!(self.config.geometry.is_none(), "a channel keeps its geometry");
+        let raw = std::mem::take(&mut self.raw);
+        let count = geometry.piece_count();
+        self.config.geometry = Some(geometry.clone());
+        let mut has = match &raw.first {
+            Some(Ok(true)) => Bitfield::full(count),
+            Some(Ok(false)) | None => Bitfield::new(count),
+            Some(Err(bytes)) => Bitfield::from_wire(bytes, count)?,
+        };
+        for (byte_index, byte) in raw.haves.iter().enumerate() {
+            for bit in (0..8).filter(|bit| byte & (0x80 >> bit) != 0) {
+                has.set(geometry.piece(byte_index as u32 * 8 + bit)?);
+            }
+        }
+        if self.availability_said {
+            self.peer_has = Some(has);
+            self.events.push_back(ChannelEvent::Availability);
+        }
+        Ok(())
+    }
+
+    /// Tells the peer what we have; once, before anything else but extension messages. `None` while
+    /// the layout is unknown.
+    pub fn send_availability(&mut self, have: Option<&Bitfield>) {
+        let fast = self.reserved.fast();
+        match have {
+            Some(have) if fast && have.is_full() => self.out.push_back(Out::Plain(Message::HaveAll)),
+            Some(have) if !have.is_empty() => {
+                self.push_message(&Message::Bitfield(&have.to_wire()));
+            }
+            _ if fast => self.out.push_back(Out::Plain(Message::HaveNone)),
+            _ => {} // BEP 3: who has nothing may say nothing
+        }
+    }
+
+    /// Tells the peer that we have a piece.
+    pub fn send_have(&mut self, piece: PieceIndex) {
+        self.out.push_back(Out::Plain(Message::Have(piece.get())));
+    }
+
+    /// Tells the peer that we no longer have a piece, if it understands that (BEP 54).
+    pub fn send_dont_have(&mut self, piece: PieceIndex) {
+        if let Some(id) = self.peer_extended.as_ref().and_then(|extended| extended.dont_have_id) {
+            self.push_message(&Message::Extended { id, payload: &piece.get().to_be_bytes() });
+        }
+    }
+
+    /// Chokes or unchokes the peer. Choking drops the peer's waiting requests, with a reject each
+    /// where the peer understands it.
+    pub fn set_choking(&mut self, choking: bool) {
+        if self.choking == choking {
+            return;
+        }
+        self.choking = choking;
+        self.choked_requests = 0;
+        self.out.push_back(Out::Plain(if choking { Message::Choke } else { Message::Unchoke }));
+        if choking {
+            for block in std::mem::take(&mut self.peer_requests) {
+                self.push_reject(block.into());
+            }
+        }
+    }
+
+    /// Tells the peer whether we want something of it.
+    pub fn set_interested(&mut self, interested: bool) {
+        if self.interested != interested {
+            self.interested = interested;
+            let message = if interested { Message::Interested } else { Message::NotInterested };
+            self.out.push_back(Out::Plain(message));
+        }
+    }
+
+    /// Asks for a block that is not outstanding here. `false`: the peer chokes us, or enough is
+    /// outstanding.
+    #[must_use = "a request that was not sent must go back to the picker"]
+    pub fn request(&mut self, now: Instant, block: BlockRef) -> bool {
+        if self.peer_choking || self.outstanding_count() >= self.requests_max() {
+            return false;
+        }
+        debug_assert!(!self.outstanding.contains(&block), "{block:?} requested twice");
+        if self.outstanding.is_empty() {
+            self.waiting_since = Some(now);
+        }
+        self.outstanding.push_back(block);
+        self.out.push_back(Out::Plain(Message::Request(block.into())));
+        true
+    }
+
+    /// Takes a request back. A block that is under way will be reported as wasted. `false`: it was
+    /// not outstanding.
+    pub fn cancel(&mut self, block: BlockRef) -> bool {
+        if !self.forget_outstanding(block) {
+            return false;
+        }
+        let unsent = |out: &Out| matches!(out, Out::Plain(Message::Request(raw)) if *raw == block.into());
+        if let Some(at) = self.out.iter().rposition(unsent) {
+            self.out.remove(at);
+        } else {
+            self.give_up(block);
+            self.out.push_back(Out::Plain(Message::Cancel(block.into())));
+        }
+        true
+    }
+
+    /// Answers a waiting request: the block goes out with the next [`Link::poll_transmit`], which
+    /// names it for the shard to resolve. `false`: the peer no longer waits for it.
+    ///
+    /// [`Link::poll_transmit`]: super::link::Link::poll_transmit
+    pub fn serve(&mut self, block: BlockRef) -> bool {
+        let waiting = self.forget_peer_request(block);
+        if waiting {
+            self.out.push_back(Out::Block(block));
+        }
+        waiting
+    }
+
+    /// Refuses a waiting request (silently where the peer has no fast extension).
+    pub fn reject(&mut self, block: BlockRef) {
+        if self.forget_peer_request(block) {
+            self.push_reject(block.into());
+        }
+    }
+
+    /// Announces that we can serve the info dict from now on (BEP 9, BEP 10: a second handshake).
+    pub fn set_metadata_len(&mut self, len_bytes: u32) {
+        self.config.metadata_len_bytes = Some(len_bytes);
+        self.start();
+    }
+
+    /// Announces that we want nothing more (BEP 21).
+    pub fn set_upload_only(&mut self) {
+        if !std::mem::replace(&mut self.config.upload_only, true) {
+            self.start();
+        }
+    }
+
+    /// Asks for a piece of the info dict. `false`: the peer has no such extension.
+    pub fn send_metadata_request(&mut self, index: u32) -> bool {
+        self.send_metadata(MetadataMessage::Request { index })
+    }
+
+    /// Answers with a piece of the info dict of `total_len_bytes`.
+    pub fn send_metadata_piece(&mut self, index: u32, total_len_bytes: u32, data: &[u8]) {
+        self.send_metadata(MetadataMessage::Data { index, total_len_bytes, data });
+    }
+
+    /// Refuses a piece of the info dict.
+    pub fn send_metadata_reject(&mut self, index: u32) {
+        self.send_metadata(MetadataMessage::Reject { index });
+    }
+
+    /// Asks for hashes. `false`: [`HASH_REQUESTS_MAX`] are outstanding, or this one is.
+    pub fn send_hash_request(&mut self, request: HashRequest) -> bool {
+        let full = self.hash_requests.len() >= HASH_REQUESTS_MAX;
+        if full || self.hash_requests.contains(&request) {
+            return false;
+        }
+        self.hash_requests.push(request);
+        self.out.push_back(Out::Plain(Message::HashRequest(request)));
+        true
+    }
+
+    /// Answers a hash request: the hashes of the asked layer, then the proof.
+    pub fn send_hashes(&mut self, request: HashRequest, hashes: &[[u8; 32]]) {
+        self.push_message(&Message::Hashes { request, hashes: hashes.as_flattened() });
+    }
+
+    /// Refuses a hash request.
+    pub fn send_hash_reject(&mut self, request: HashRequest) {
+        self.out.push_back(Out::Plain(Message::HashReject(request)));
+    }
+
+    // What the link does.
+
+    /// The peer's handshake has come: from here on we speak what both speak.
+    pub(super) fn set_peer_reserved(&mut self, peer: Reserved) {
+        self.reserved = peer.and(Reserved::ours(self.config.v2));
+    }
+
+    /// Sends the extension handshake, if the peer understands it.
+    pub(super) fn start(&mut self) {
+        if self.reserved.extensions() {
+            let own = OwnHandshake {
+                client: &self.client,
+                metadata_len_bytes: self.config.metadata_len_bytes,
+                requests_max: self.bounds.requests_in_max,
+                upload_only: self.config.upload_only,
+            };
+            let mut bytes = Vec::new();
+            own.encode(&mut bytes);
+            self.push_bytes(bytes);
+        }
+    }
+
+    pub(super) fn limits(&self) -> FrameLimits {
+        let geometry = self.config.geometry.as_ref();
+        // A request's proof has at most one hash per layer, and no tree is higher than 64 layers.
+        let most = |request: &HashRequest| request.length.min(8192) + request.proof_layers.min(64);
+        FrameLimits {
+            bitfield_len: geometry.map(|geometry| geometry.piece_count().div_ceil(8)),
+            hashes_max: self.hash_requests.iter().map(most).max().unwrap_or(0),
+        }
+    }
+
+    pub(super) fn pop_event(&mut self) -> Option<ChannelEvent> {
+        self.events.pop_front()
+    }
+
+    pub(super) fn stall_deadline(&self) -> Option<Instant> {
+        let since = self.waiting_since.filter(|_| !self.snubbed)?;
+        Some(since + self.bounds.request_stall_max)
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.stall_deadline().is_some_and(|deadline| deadline <= now) {
+            self.snubbed = true;
+            self.events.push_back(ChannelEvent::Snubbed);
+        }
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    pub(super) fn transmit(&mut self, list: &mut GatherList) {
+        while list.has_room() {
+            match self.out.pop_front() {
+                None => break,
+                Some(Out::Plain(message)) => list.push_bytes(|small| message.encode(small)),
+                Some(Out::Bytes(bytes)) => {
+                    self.out_bytes -= bytes.len();
+                    list.push_bytes(|small| small.extend_from_slice(&bytes));
+                }
+                Some(Out::Block(block)) => {
+                    let header = piece_header(block.into());
+                    list.push_bytes(|small| small.extend_from_slice(&header));
+                    list.push_block(self.id, block);
+                }
+            }
+        }
+    }
+
+    /// Checks the header of a `piece` message before any of its payload is kept.
+    pub(super) fn check_block(&self, raw: RawBlock) -> Result<BlockRef, LinkError> {
+        let not_requested = LinkError::BlockNotRequested { block: raw };
+        let Some(geometry) = &self.config.geometry else {
+            return Err(not_requested);
+        };
+        let block = geometry.block(raw.piece, raw.begin, raw.len)?;
+        let known = self.outstanding.contains(&block) || self.given_up.contains(&block);
+        known.then_some(block).ok_or(not_requested)
+    }
+
+    /// The last byte of a block has come.
+    pub(super) fn finish_block(&mut self, now: Instant, block: BlockRef, kept: Option<Kept>) {
+        self.snubbed = false;
+        if self.forget_outstanding(block) {
+            self.waiting_since = (!self.outstanding.is_empty()).then_some(now);
+            self.events.push_back(ChannelEvent::Block { block, kept });
+        } else {
+            self.forget_given_up(block);
+            self.events.push_back(ChannelEvent::Wasted { block });
+        }
+    }
+
+    /// Takes in any message but `piece`.
+    pub(super) fn handle_message(&mut self, message: Message<'_>) -> Result<(), LinkError> {
+        match message {
+            Message::KeepAlive | Message::Unknown { .. } | Message::Piece { .. } => {}
+            Message::Choke => self.handle_choke(),
+            Message::Unchoke => {
+                if std::mem::replace(&mut self.peer_choking, false) {
+                    self.events.push_back(ChannelEvent::Unchoked);
+                }
+            }
+            Message::Interested => {
+                if !std::mem::replace(&mut self.peer_interested, true) {
+                    self.events.push_back(ChannelEvent::Interested);
+                }
+            }
+            Message::NotInterested => {
+                if std::mem::replace(&mut self.peer_interested, false) {
+                    self.events.push_back(ChannelEvent::NotInterested);
+                }
+            }
+            Message::Bitfield(bytes) => self.handle_availability(Err(bytes))?,
+            Message::HaveAll => self.handle_availability(Ok(true))?,
+            Message::HaveNone => self.handle_availability(Ok(false))?,
+            Message::Have(raw) => self.handle_have(raw)?,
+            Message::Request(raw) => self.handle_request(raw)?,
+            Message::Cancel(raw) => {
+                if let Some(block) = self.peer_block(raw)?
+                    && self.forget_peer_request(block)
+                {
+                    // BEP 6: a cancelled request is answered, too.
+                    self.push_reject(raw);
+                    self.events.push_back(ChannelEvent::Cancelled(block));
+                }
+            }
+            Message::Reject(raw) => self.handle_reject(raw)?,
+            Message::Suggest(raw) => {
+                if let Some(geometry) = &self.config.geometry {
+                    self.events.push_back(ChannelEvent::Suggest(geometry.piece(raw)?));
+                }
+            }
+            Message::AllowedFast(raw) => {
+                if let Some(geometry) = &self.config.geometry {
+                    self.events.push_back(ChannelEvent::AllowedFast(geometry.piece(raw)?));
+                }
+            }
+            Message::Extended { id, payload } => self.handle_extended(id, payload)?,
+            Message::HashRequest(request) => {
+                self.check_replies()?;
+                if self.out_bytes > ANSWER_BYTES_MAX {
+                    self.send_hash_reject(request);
+                } else {
+                    self.events.push_back(ChannelEvent::HashRequest(request));
+                }
+            }
+            Message::Hashes { request, hashes } => {
+                self.forget_hash_request(request)?;
+                let (hashes, _) = hashes.as_chunks::<32>();
+                let hashes = hashes.to_vec();
+                self.events.push_back(ChannelEvent::Hashes { request, hashes });
+            }
+            Message::HashReject(request) => {
+                self.forget_hash_request(request)?;
+                self.events.push_back(ChannelEvent::HashesRejected(request));
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_choke(&mut self) {
+        if std::mem::replace(&mut self.peer_choking, true) {
+            return;
+        }
+        let mut dropped = Vec::new();
+        if !self.reserved.fast() {
+            dropped.extend(self.outstanding.drain(..));
+            self.out.retain(|out| !matches!(out, Out::Plain(Message::Request(_))));
+            // Some may be on the wire already.
+            dropped.iter().for_each(|&block| self.give_up(block));
+            self.waiting_since = None;
+        }
+        self.events.push_back(ChannelEvent::Choked { dropped });
+    }
+
+    fn handle_availability(&mut self, said: Result<bool, &[u8]>) -> Result<(), LinkError> {
+        if std::mem::replace(&mut self.availability_said, true) {
+            return Err(LinkError::AvailabilityTwice);
+        }
+        let Some(geometry) = &self.config.geometry else {
+            self.raw.first = Some(said.map_err(<[u8]>::to_vec));
+            return Ok(());
+        };
+        let count = geometry.piece_count();
+        self.peer_has = Some(match said {
+            Ok(true) => Bitfield::full(count),
+            Ok(false) => Bitfield::new(count),
+            Err(bytes) => Bitfield::from_wire(bytes, count)?,
+        });
+        self.events.push_back(ChannelEvent::Availability);
+        Ok(())
+    }
+
+    fn handle_have(&mut self, raw: u32) -> Result<(), LinkError> {
+        let first = !std::mem::replace(&mut self.availability_said, true);
+        let Some(geometry) = &self.config.geometry else {
+            if raw >= PIECE_COUNT_MAX {
+                let count = PIECE_COUNT_MAX;
+                return Err(crate::geometry::GeometryError::PieceOutOfRange { raw, count }.into());
+            }
+            let byte_index = (raw / 8) as usize;
+            if self.raw.haves.len() <= byte_index {
+                self.raw.haves.resize(byte_index + 1, 0);
+            }
+            self.raw.haves[byte_index] |= 0x80 >> (raw % 8);
+            return Ok(());
+        };
+        let piece = geometry.piece(raw)?;
+        let count = geometry.piece_count();
+        let has = self.peer_has.get_or_insert_with(|| Bitfield::new(count));
+        let news = has.set(piece);
+        if first {
+            self.events.push_back(ChannelEvent::Availability);
+        } else if news {
+            self.events.push_back(ChannelEvent::Have(piece));
+        } else {
+            self.count_useless_have()?;
+        }
+        Ok(())
+    }
+
+    fn count_useless_have(&mut self) -> Result<(), LinkError> {
+        self.useless_haves += 1;
+        let flood = self.useless_haves > USELESS_HAVES_MAX;
+        if flood { Err(LinkError::Flood { what: "haves" }) } else { Ok(()) }
+    }
+
+    fn handle_request(&mut self, raw: RawBlock) -> Result<(), LinkError> {
+        self.check_replies()?;
+        let block = self.peer_block(raw)?;
+        let full = self.peer_requests.len() >= self.bounds.requests_in_max as usize;
+        match block {
+            Some(block) if !self.choking && !full => {
+                if !self.peer_requests.contains(&block) {
+                    self.peer_requests.push_back(block);
+                    self.events.push_back(ChannelEvent::Request(block));
+                }
+            }
+            _ => {
+                // Choked, too many, or a torrent that we know nothing of yet.
+                self.choked_requests += 1;
+                if self.choked_requests > self.bounds.requests_in_max + CHOKED_REQUESTS_SLACK {
+                    return Err(LinkError::Flood { what: "requests" });
+                }
+                self.push_reject(raw);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_reject(&mut self, raw: RawBlock) -> Result<(), LinkError> {
+        let block = self.peer_block(raw)?;
+        let not_requested = LinkError::RejectNotRequested { block: raw };
+        let block = block.ok_or(not_requested.clone())?;
+        if self.forget_outstanding(block) {
+            if self.outstanding.is_empty() {
+                self.waiting_since = None;
+            }
+            self.events.push_back(ChannelEvent::Rejected(block));
+            Ok(())
+        } else if self.forget_given_up(block) {
+            Ok(())
+        } else {
+            Err(not_requested)
+        }
+    }
+
+    fn handle_extended(&mut self, id: u8, payload: &[u8]) -> Result<(), LinkError> {
+        match id {
+            ours::HANDSHAKE => {
+                let extended = ExtendedHandshake::decode(payload)?;
+                self.peer_extended = Some(extended.clone());
+                self.events.push_back(ChannelEvent::Extended(extended));
+            }
+            ours::METADATA => self.handle_metadata(MetadataMessage::decode(payload)?)?,
+            ours::DONT_HAVE => {
+                let raw = decode_dont_have(payload)?;
+                if let Some(geometry) = &self.config.geometry {
+                    let piece = geometry.piece(raw)?;
+                    if self.peer_has.as_mut().is_some_and(|has| has.clear(piece)) {
+                        self.events.push_back(ChannelEvent::DontHave(piece));
+                    }
+                    self.count_useless_have()?;
+                } else if let Some(byte) = self.raw.haves.get_mut((raw / 8) as usize) {
+                    *byte &= !(0x80 >> (raw % 8));
+                }
+            }
+            ours::UPLOAD_ONLY => {
+                let on = payload.first().is_some_and(|&on| on != 0);
+                if let Some(extended) = &mut self.peer_extended {
+                    extended.upload_only = on;
+                }
+            }
+            _ => {} // an id that we have not given out; BEP 10 says to ignore it
+        }
+        Ok(())
+    }
+
+    fn handle_metadata(&mut self, message: MetadataMessage<'_>) -> Result<(), LinkError> {
+        let event = match message {
+            MetadataMessage::Request { index } => {
+                self.check_replies()?;
+                if self.out_bytes > ANSWER_BYTES_MAX {
+                    self.send_metadata_reject(index);
+                    return Ok(());
+                }
+                ChannelEvent::MetadataRequest { index }
+            }
+            MetadataMessage::Data { index, total_len_bytes, data } => {
+                ChannelEvent::MetadataPiece { index, total_len_bytes, data: data.to_vec() }
+            }
+            MetadataMessage::Reject { index } => ChannelEvent::MetadataRejected { index },
+            MetadataMessage::Unknown => return Ok(()),
+        };
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    /// A block as the peer names it; `None` while the layout is unknown.
+    fn peer_block(&self, raw: RawBlock) -> Result<Option<BlockRef>, LinkError> {
+        let Some(geometry) = &self.config.geometry else {
+            return Ok(None);
+        };
+        Ok(Some(geometry.block(raw.piece, raw.begin, raw.len)?))
+    }
+
+    fn send_metadata(&mut self, message: MetadataMessage<'_>) -> bool {
+        let id = self.peer_extended.as_ref().and_then(|extended| extended.metadata_id);
+        if let Some(id) = id {
+            let mut bytes = Vec::new();
+            message.encode(id, &mut bytes);
+            self.push_bytes(bytes);
+        }
+        id.is_some()
+    }
+
+    /// Questions of a peer that does not read our answers must not pile up here.
+    fn check_replies(&self) -> Result<(), LinkError> {
+        let flood = self.out.len() >= REPLIES_MAX;
+        if flood { Err(LinkError::Flood { what: "questions" }) } else { Ok(()) }
+    }
+
+    fn push_reject(&mut self, raw: RawBlock) {
+        if self.reserved.fast() {
+            self.out.push_back(Out::Plain(Message::Reject(raw)));
+        }
+    }
+
+    fn push_message(&mut self, message: &Message<'_>) {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.push_bytes(bytes);
+    }
+
+    fn push_bytes(&mut self, bytes: Vec<u8>) {
+        self.out_bytes += bytes.len();
+        self.out.push_back(Out::Bytes(bytes));
+    }
+
+    fn give_up(&mut self, block: BlockRef) {
+        if self.given_up.len() == GIVEN_UP_MAX {
+            self.given_up.pop_front();
+        }
+        self.given_up.push_back(block);
+    }
+
+    fn forget_outstanding(&mut self, block: BlockRef) -> bool {
+        let found = forget(&mut self.outstanding, block);
+        if self.outstanding.is_empty() {
+            self.waiting_since = None;
+        }
+        found
+    }
+
+    fn forget_given_up(&mut self, block: BlockRef) -> bool {
+        forget(&mut self.given_up, block)
+    }
+
+    fn forget_peer_request(&mut self, block: BlockRef) -> bool {
+        forget(&mut self.peer_requests, block)
+    }
+
+    fn forget_hash_request(&mut self, request: HashRequest) -> Result<(), LinkError> {
+        let found = self.hash_requests.iter().position(|&asked| asked == request);
+        let unasked = LinkError::HashesNotRequested { request: Box::new(request) };
+        self.hash_requests.swap_remove(found.ok_or(unasked)?);
+        Ok(())
+    }
+}
+
+/// Removes a block; answers come in order, so it is nearly always the first.
+fn forget(queue: &mut VecDeque<BlockRef>, block: BlockRef) -> bool {
+    if queue.front() == Some(&block) {
+        queue.pop_front();
+        return true;
+    }
+    match queue.iter().position(|&other| other == block) {
+        Some(at) => queue.remove(at).is_some(),
+        None => false,
+    }
+}

@@ -1,0 +1,126 @@
+//! Why a connection ended, and whose fault it was.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::extension::ExtensionError;
+use super::handshake::{HandshakeError, WireId};
+use super::message::{DecodeError, HashRequest, RawBlock};
+use crate::bitfield::BitfieldError;
+use crate::geometry::GeometryError;
+
+/// Why a peer connection ended.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum LinkError {
+    /// The peer does not begin as BEP 3 says.
+    #[error("peer sent no handshake")]
+    Handshake(#[from] HandshakeError),
+    /// The peer answered for a torrent that we did not ask for.
+    #[error("peer answered for another torrent {found:?}")]
+    WrongTorrent {
+        /// What it named.
+        found: WireId,
+    },
+    /// We have called ourselves.
+    #[error("the peer is this node")]
+    SelfConnection,
+    /// The handshake was not complete in time.
+    #[error("handshake not complete after {after:?}")]
+    HandshakeTimeout {
+        /// The limit.
+        after: Duration,
+    },
+    /// The peer sent bytes that are no message.
+    #[error("peer broke the wire protocol")]
+    Decode(#[from] DecodeError),
+    /// The peer sent an extension message that cannot be read.
+    #[error("peer broke the extension protocol")]
+    Extension(#[from] ExtensionError),
+    /// A piece or block that the torrent does not have.
+    #[error("peer named what the torrent does not have")]
+    Geometry(#[from] GeometryError),
+    /// A bitfield that does not fit the torrent.
+    #[error("peer sent a wrong bitfield")]
+    Bitfield(#[from] BitfieldError),
+    /// A bitfield, have-all or have-none after the peer had already said what it has.
+    #[error("peer said twice what it has")]
+    AvailabilityTwice,
+    /// A block that was never asked for.
+    #[error("peer sent a block that was not requested: {block:?}")]
+    BlockNotRequested {
+        /// The block as it came.
+        block: RawBlock,
+    },
+    /// A reject of a request that was never sent.
+    #[error("peer rejected what was not requested: {block:?}")]
+    RejectNotRequested {
+        /// The block as it came.
+        block: RawBlock,
+    },
+    /// Hashes, or their reject, that were never asked for.
+    #[error("peer answered a hash request that was not sent: {request:?}")]
+    HashesNotRequested {
+        /// The request as it came.
+        request: Box<HashRequest>,
+    },
+    /// More of something than an honest peer sends.
+    #[error("peer floods us with {what}")]
+    Flood {
+        /// Of what.
+        what: &'static str,
+    },
+    /// The peer sent nothing, not even a keep-alive.
+    #[error("peer was silent for {after:?}")]
+    Idle {
+        /// The limit.
+        after: Duration,
+    },
+    /// A message was begun and comes too slowly.
+    #[error("peer sent a message at less than 1 KiB/s for {after:?}")]
+    Trickle {
+        /// The limit.
+        after: Duration,
+    },
+    /// The peer takes nothing of what we send.
+    #[error("peer took nothing for {after:?}")]
+    SendStalled {
+        /// The limit.
+        after: Duration,
+    },
+}
+
+/// Whose fault the end of a connection was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// The peer broke a rule: do not dial it again soon; several times: ban it.
+    Peer,
+    /// Nobody in particular: dial again later.
+    Network,
+    /// We did something pointless: do not dial this address again.
+    Us,
+}
+
+impl LinkError {
+    /// Tells the swarm whether to ban the peer or to dial it again.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::HandshakeTimeout { .. }
+            | Self::Idle { .. }
+            | Self::Trickle { .. }
+            | Self::SendStalled { .. } => Blame::Network,
+            Self::SelfConnection => Blame::Us,
+            Self::Handshake(_)
+            | Self::WrongTorrent { .. }
+            | Self::Decode(_)
+            | Self::Extension(_)
+            | Self::Geometry(_)
+            | Self::Bitfield(_)
+            | Self::AvailabilityTwice
+            | Self::BlockNotRequested { .. }
+            | Self::RejectNotRequested { .. }
+            | Self::HashesNotRequested { .. }
+            | Self::Flood { .. } => Blame::Peer,
+        }
+    }
+}
