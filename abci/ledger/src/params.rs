@@ -41,9 +41,7 @@ macro_rules! params {
             /// The first parameter that is out of its bounds.
             pub fn validate(&self) -> Result<(), ParamsError> {
                 $(
-                    // A lower bound of 0 is no check for an unsigned number, and need not be.
-                    #[allow(unused_comparisons, clippy::absurd_extreme_comparisons)]
-                    if self.$name < $min || self.$name > $max {
+                    if !($min..=$max).contains(&self.$name) {
                         return Err(ParamsError {
                             name: stringify!($name),
                             value: u64::from(self.$name),
