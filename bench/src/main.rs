@@ -1,2 +1,49 @@
-//! Benchmark workloads.
-fn main() {}
+//! Benchmark workloads of ringseed.
+//!
+//! Each workload runs what it compares in turns in one process, reports medians and spread, and
+//! checks what came out before it counts how fast it came.
+#![forbid(unsafe_code)]
+
+mod hash;
+mod machine;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures ringseed against others on this machine.
+#[derive(Parser)]
+#[command(name = "ringseed-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    workload: Workload,
+    /// Write the results as JSON to this file.
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Workload {
+    /// SHA-1 and SHA-256 in memory: kernels, lengths, batches, cores, and other libraries.
+    Hash(hash::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let report = match &cli.workload {
+        Workload::Hash(options) => hash::run(options),
+    };
+    print!("{}", report.to_text());
+    if let Some(path) = &cli.json
+        && let Err(error) = std::fs::write(path, report.to_json())
+    {
+        eprintln!("cannot write {}: {error}", path.display());
+        return ExitCode::from(4);
+    }
+    match report.all_met() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}

@@ -26,6 +26,7 @@ mod lane_set;
 pub mod merkle;
 mod plan;
 mod portable;
+pub mod registers;
 mod rounds;
 #[cfg(target_arch = "x86_64")]
 mod sha_ni;
@@ -76,6 +77,38 @@ pub fn sha1_many_parts(messages: &[&[&[u8]]], out: &mut [Sha1Digest]) {
 /// When `out` is not as long as `messages`.
 pub fn sha256_many_parts(messages: &[&[&[u8]]], out: &mut [Sha256Digest]) {
     digest_many_parts(plan::current(Algo::Sha256), messages, out);
+}
+
+/// SHA-1 of each of `messages` by one rung alone: for measurements and for checking a rung.
+///
+/// # Errors
+/// [`WishError::RungNotHere`] when this CPU cannot run the rung.
+///
+/// # Panics
+/// When `out` is not as long as `messages`.
+pub fn sha1_many_by(
+    rung: Rung,
+    messages: &[&[u8]],
+    out: &mut [Sha1Digest],
+) -> Result<(), WishError> {
+    digest_many(&Plan::of_rung(Algo::Sha1, rung)?, messages, out);
+    Ok(())
+}
+
+/// SHA-256 of each of `messages` by one rung alone: for measurements and for checking a rung.
+///
+/// # Errors
+/// [`WishError::RungNotHere`] when this CPU cannot run the rung.
+///
+/// # Panics
+/// When `out` is not as long as `messages`.
+pub fn sha256_many_by(
+    rung: Rung,
+    messages: &[&[u8]],
+    out: &mut [Sha256Digest],
+) -> Result<(), WishError> {
+    digest_many(&Plan::of_rung(Algo::Sha256, rung)?, messages, out);
+    Ok(())
 }
 
 /// The digests of whole messages by a given plan.

@@ -71,6 +71,15 @@ impl Plan {
         Plan { algo, width: lanes, groups }
     }
 
+    /// A plan that uses one rung for everything.
+    ///
+    /// # Errors
+    /// [`WishError::RungNotHere`] when this CPU cannot run the rung.
+    pub(super) fn of_rung(algo: Algo, rung: Rung) -> Result<Plan, WishError> {
+        let kernel = Kernel::new(algo, rung).ok_or(WishError::RungNotHere { rung })?;
+        Ok(Plan::of_kernel(algo, kernel))
+    }
+
     /// What to run when `busy` messages are at hand.
     ///
     /// # Panics

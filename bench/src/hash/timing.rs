@@ -1,0 +1,232 @@
+//! How time is taken: contenders in turns, on pinned cores, over memory of a chosen size.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use ringseed_sys::hash::{Algo, registers};
+
+use super::contenders::{Buffers, Contender};
+use super::{KIB, MIB};
+use crate::machine;
+
+/// Where the data lies while it is hashed.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Place {
+    SecondLevel,
+    ThirdLevel,
+    Memory,
+}
+
+impl Place {
+    pub const ALL: [Place; 3] = [Place::SecondLevel, Place::ThirdLevel, Place::Memory];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::SecondLevel => "L2",
+            Place::ThirdLevel => "L3",
+            Place::Memory => "DRAM",
+        }
+    }
+
+    /// Bytes that one core goes through again and again: half of a common second-level cache of
+    /// 1 MiB, more than it and less than a third-level cache, far more than any cache.
+    fn len_bytes(self) -> usize {
+        match self {
+            Place::SecondLevel => 512 * KIB,
+            Place::ThirdLevel => 6 * MIB,
+            Place::Memory => 256 * MIB,
+        }
+    }
+
+    /// Whether a batch of so many bytes fits in.
+    pub fn holds(self, len_bytes: usize) -> bool {
+        len_bytes <= self.len_bytes()
+    }
+}
+
+/// The shape of a batch of equal messages.
+#[derive(Clone, Copy)]
+pub struct Batch {
+    pub place: Place,
+    pub len_bytes: usize,
+    pub count: usize,
+}
+
+/// How often and how long.
+pub struct Timing {
+    turns: usize,
+    turn: Duration,
+    cores: Vec<usize>,
+    /// As much as one core goes through in memory, for each core.
+    data: Vec<Vec<u8>>,
+}
+
+/// Bytes that do not repeat within any cache (SplitMix64).
+pub fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = vec![0; len_bytes];
+    for chunk in bytes.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let word = (z ^ (z >> 31)).to_le_bytes();
+        chunk.copy_from_slice(&word[..chunk.len()]);
+    }
+    bytes
+}
+
+impl Timing {
+    pub fn new(turns: usize, turn_ms: u64) -> Timing {
+        let cores = machine::cores_allowed();
+        machine::pin_to_core(cores[0]);
+        let len_bytes = Place::Memory.len_bytes();
+        let data = (0..cores.len()).map(|core| noise(len_bytes, core as u64)).collect();
+        Timing { turns: turns.max(1), turn: Duration::from_millis(turn_ms.max(1)), cores, data }
+    }
+
+    /// One core, and all of them where there are several.
+    pub fn core_counts(&self) -> Vec<usize> {
+        let mut counts = vec![1, self.cores.len()];
+        counts.dedup();
+        counts
+    }
+
+    /// How long one turn lasts.
+    pub fn turn(&self) -> Duration {
+        self.turn
+    }
+
+    /// The data of the first core.
+    pub fn data(&self) -> &[u8] {
+        &self.data[0]
+    }
+
+    /// Rates of each contender, turn by turn, in bytes per second over all cores.
+    pub fn hash(
+        &self,
+        algo: Algo,
+        batch: Batch,
+        cores: usize,
+        contenders: &[Contender],
+    ) -> Vec<Vec<f64>> {
+        let batches: Vec<Vec<Vec<&[u8]>>> =
+            (0..cores).map(|core| self.batches(core, batch)).collect();
+        for contender in contenders {
+            contender.check(algo, &batches[0][0]);
+        }
+        self.in_turns(contenders.len(), |who| {
+            self.on_cores(cores, |core| {
+                registers::clear();
+                hash_for(&batches[core], &contenders[who], self.turn)
+            })
+        })
+    }
+
+    /// Rates of reading memory, turn by turn, in bytes per second over all cores.
+    pub fn read(&self, place: Place, cores: usize) -> Vec<f64> {
+        let mut turns = self.in_turns(1, |_| {
+            self.on_cores(cores, |core| {
+                let data = &self.data[core][..place.len_bytes()];
+                timed(self.turn, || {
+                    std::hint::black_box(sum(data));
+                    data.len()
+                })
+            })
+        });
+        turns.remove(0)
+    }
+
+    /// Calls `measure` for `0..count` one after another, as many times as there are turns, so that a
+    /// change of the clock or a neighbour meets everyone. The first round only warms up.
+    pub fn in_turns(&self, count: usize, mut measure: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
+        let mut turns = vec![Vec::with_capacity(self.turns); count];
+        for turn in 0..=self.turns {
+            for (who, turns) in turns.iter_mut().enumerate() {
+                let rate = measure(who);
+                if turn > 0 {
+                    turns.push(rate);
+                }
+            }
+        }
+        turns
+    }
+
+    /// Rate of one contender over given messages, called again and again for one turn.
+    pub fn hash_once(&self, contender: &Contender, messages: &[&[u8]]) -> f64 {
+        let mut buffers = Buffers::default();
+        let len_bytes = messages.iter().map(|message| message.len()).sum();
+        let (bytes, took) = timed(self.turn, || {
+            contender.hash(messages, &mut buffers);
+            len_bytes
+        });
+        bytes as f64 / took.as_secs_f64()
+    }
+
+    /// The batches that go once through the memory of a core.
+    fn batches(&self, core: usize, batch: Batch) -> Vec<Vec<&[u8]>> {
+        let data = &self.data[core][..batch.place.len_bytes()];
+        let messages: Vec<&[u8]> = data.chunks_exact(batch.len_bytes).collect();
+        messages.chunks_exact(batch.count).map(<[&[u8]]>::to_vec).collect()
+    }
+
+    /// Runs `work` on so many cores at once; the sum of bytes over the longest time.
+    fn on_cores(&self, cores: usize, work: impl Fn(usize) -> (usize, Duration) + Sync) -> f64 {
+        if cores == 1 {
+            let (bytes, took) = work(0);
+            return bytes as f64 / took.as_secs_f64();
+        }
+        let start = Barrier::new(cores);
+        let done: Vec<(usize, Duration)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..cores)
+                .map(|core| {
+                    let (work, start, place) = (&work, &start, self.cores[core]);
+                    scope.spawn(move || {
+                        machine::pin_to_core(place);
+                        start.wait();
+                        work(core)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        done.iter().map(|(bytes, took)| *bytes as f64 / took.as_secs_f64()).sum()
+    }
+}
+
+/// Hashes batch after batch for about `turn`.
+fn hash_for(batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> (usize, Duration) {
+    let mut buffers = Buffers::default();
+    let mut at = 0;
+    timed(turn, || {
+        let batch = &batches[at % batches.len()];
+        at += 1;
+        contender.hash(batch, &mut buffers);
+        batch.iter().map(|message| message.len()).sum()
+    })
+}
+
+/// Calls `step`, which gives a count of bytes, for about `turn`.
+pub fn timed(turn: Duration, mut step: impl FnMut() -> usize) -> (usize, Duration) {
+    let started = Instant::now();
+    let mut bytes = 0;
+    loop {
+        bytes += step();
+        let took = started.elapsed();
+        if took >= turn {
+            return (bytes, took);
+        }
+    }
+}
+
+/// Touches every byte: the sum of all words, in eight chains so that additions do not bound it.
+fn sum(data: &[u8]) -> u64 {
+    let mut sums = [0u64; 8];
+    let (lines, _) = data.as_chunks::<64>();
+    for line in lines {
+        for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+}

@@ -1,0 +1,173 @@
+//! Medians, spread, bars, and their two forms: a table for people, JSON for programs.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// One measured quantity: the median of several turns.
+#[derive(Clone, Serialize)]
+pub struct Figure {
+    /// What was measured, for example `sha1, 16 x 1 MiB, DRAM, 1 core`.
+    pub shape: String,
+    /// Who was measured.
+    pub who: String,
+    /// Median over the turns, in bytes per second.
+    pub bytes_per_second: f64,
+    /// Highest less lowest turn, as a share of the median.
+    pub spread: f64,
+}
+
+impl Figure {
+    /// # Panics
+    /// When there are no turns.
+    pub fn new(shape: &str, who: &str, turns: &[f64]) -> Figure {
+        let mut sorted = turns.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let median = sorted[sorted.len() / 2];
+        let spread = (sorted[sorted.len() - 1] - sorted[0]) / median;
+        Figure { shape: shape.to_owned(), who: who.to_owned(), bytes_per_second: median, spread }
+    }
+}
+
+/// A ratio that must reach a bound.
+#[derive(Serialize)]
+pub struct Bar {
+    pub what: String,
+    pub measured: f64,
+    pub must: f64,
+    pub stretch: Option<f64>,
+    /// Whether less is better.
+    pub at_most: bool,
+    pub met: bool,
+}
+
+impl Bar {
+    pub fn at_least(what: &str, measured: f64, must: f64, stretch: Option<f64>) -> Bar {
+        let met = measured >= must;
+        Bar { what: what.to_owned(), measured, must, stretch, at_most: false, met }
+    }
+
+    pub fn at_most(what: &str, measured: f64, must: f64, stretch: Option<f64>) -> Bar {
+        let met = measured <= must;
+        Bar { what: what.to_owned(), measured, must, stretch, at_most: true, met }
+    }
+
+    fn verdict(&self) -> &'static str {
+        let stretched = self.stretch.is_some_and(|stretch| match self.at_most {
+            true => self.measured <= stretch,
+            false => self.measured >= stretch,
+        });
+        match (self.met, stretched) {
+            (false, _) => "MISSED",
+            (true, false) => "met",
+            (true, true) => "met, stretch too",
+        }
+    }
+}
+
+/// The outcome of a workload.
+#[derive(Serialize)]
+pub struct Report {
+    pub workload: &'static str,
+    pub machine: Machine,
+    /// What a reader must know to judge the figures.
+    pub notes: Vec<String>,
+    pub figures: Vec<Figure>,
+    pub bars: Vec<Bar>,
+}
+
+impl Report {
+    pub fn new(workload: &'static str) -> Report {
+        Report {
+            workload,
+            machine: Machine::look(),
+            notes: Vec::new(),
+            figures: Vec::new(),
+            bars: Vec::new(),
+        }
+    }
+
+    /// Whether every bar is met.
+    pub fn all_met(&self) -> bool {
+        self.bars.iter().all(|bar| bar.met)
+    }
+
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("plain data has a JSON form");
+        text.push('\n');
+        text
+    }
+
+    /// A table of Markdown form: one block per shape, then the bars.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let machine = &self.machine;
+        let mut line = |line: &str| {
+            text.push_str(line);
+            text.push('\n');
+        };
+        line(&format!("workload {}: `{}`", self.workload, machine.command));
+        line(&format!(
+            "{} x {}, Linux {}, load {} before",
+            machine.cores, machine.cpu, machine.kernel, machine.load_before
+        ));
+        for note in &self.notes {
+            line(note);
+        }
+        line("");
+        line("| what | who | GB/s | spread |");
+        line("|---|---|---|---|");
+        let mut shape = "";
+        for figure in &self.figures {
+            let shown = if figure.shape == shape { "" } else { &figure.shape };
+            shape = &figure.shape;
+            let mut row = String::new();
+            let _ = write!(row, "| {shown} | {} ", figure.who);
+            let rate = figure.bytes_per_second / 1e9;
+            let _ = write!(row, "| {rate:.2} | {:.0} % |", figure.spread * 100.0);
+            line(&row);
+        }
+        if !self.bars.is_empty() {
+            line("");
+            line("| bar | measured | must | stretch | |");
+            line("|---|---|---|---|---|");
+        }
+        for bar in &self.bars {
+            let sign = if bar.at_most { "<=" } else { ">=" };
+            let stretch = bar.stretch.map_or(String::new(), |stretch| format!("{sign} {stretch}"));
+            let (what, measured, must) = (&bar.what, bar.measured, bar.must);
+            line(&format!(
+                "| {what} | {measured:.3} | {sign} {must} | {stretch} | {} |",
+                bar.verdict()
+            ));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_the_median_with_its_spread() {
+        let figure = Figure::new("shape", "who", &[3.0, 1.0, 2.0]);
+        assert_eq!(figure.bytes_per_second, 2.0);
+        assert_eq!(figure.spread, 1.0);
+    }
+
+    #[test]
+    fn one_missed_bar_fails_the_report() {
+        let mut report = Report::new("test");
+        report.bars.push(Bar::at_least("fast", 2.0, 1.5, Some(3.0)));
+        report.bars.push(Bar::at_most("small", 0.5, 1.0, Some(0.6)));
+        assert!(report.all_met());
+        assert_eq!(report.bars[0].verdict(), "met");
+        assert_eq!(report.bars[1].verdict(), "met, stretch too");
+        report.bars.push(Bar::at_most("small", 2.0, 1.0, None));
+        assert!(!report.all_met());
+        assert!(report.to_text().contains("MISSED") && report.to_json().contains("\"met\": false"));
+    }
+}
