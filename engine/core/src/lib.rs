@@ -6,4 +6,6 @@ pub mod bitfield;
 pub mod geometry;
 
 pub mod merkle;
+pub mod metainfo;
 pub mod wire;
+pub mod swarm;

@@ -1,0 +1,394 @@
+//! The choice: which extent a peer with room gets next.
+
+use std::time::{Duration, Instant};
+
+use super::shares::{mix, order};
+use super::work::BlockState;
+use super::{Budget, IDLE_PATIENCE, PeerKey, Planned, Swarm, pipeline_max};
+use crate::geometry::{BLOCK_LEN, BlockRef, ExtentIndex};
+
+/// How many untouched groups are compared for the rarest. Listings of up to so many groups are
+/// searched whole; of larger ones a random part, which is as good: what counts is not to take what
+/// everybody takes.
+const CANDIDATES_MAX: usize = 512;
+/// What a receiver may take from seeds beyond its own share while the other receivers pass things on,
+/// as a part of the listing divided by the number of receivers. It bounds the copies that seeds send
+/// to about 1.4, and 4/3 is the optimum for four seeds and two joiners of equal uplinks.
+const STEAL_QUOTA: f64 = 0.4;
+/// Taking from another's share must be so many times faster than waiting for it.
+const STEAL_GAIN: f64 = 2.0;
+/// The same when the quota is used up, and the wait that it must save at least, in seconds: relays
+/// that are so slow do not carry the listing.
+const STEAL_GAIN_BEYOND: f64 = 4.0;
+const STEAL_WAIT_BEYOND: f64 = 3.0;
+/// An owner of a share of whom nothing is heard for this time, plus some of its groups' time, is
+/// taken for stalled.
+const STALL_MIN: Duration = Duration::from_secs(1);
+const STALL_MAX: Duration = Duration::from_secs(10);
+/// Rate taken for granted of seeds that have sent nothing yet, in bytes per second.
+const RATE_GUESS: f64 = 4.0e6;
+/// A second request for a block must be so many times faster than the first.
+const TWIN_GAIN: f64 = 3.0;
+/// And save at least so much, in seconds.
+const TWIN_SAVES_MIN: f64 = 0.2;
+/// A peer whose rate is unknown is given this time before others are asked for the same.
+const TWIN_SILENCE: Duration = Duration::from_secs(1);
+/// Blocks asked for a second time at once, from the end of the first peer's queue.
+const TWINS_AT_ONCE: usize = 8;
+
+impl Swarm {
+    /// Decides what to ask a peer for now; appends to `out`, which is cleared first.
+    pub fn plan(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
+        out.requests.clear();
+        out.short_of_budget = false;
+        let Some(peer) = self.peers.get(&key).filter(|peer| !peer.choked && peer.useful > 0) else {
+            return;
+        };
+        let was_idle = peer.asked.is_empty();
+        let limit = pipeline_max(peer);
+        while (self.peers[&key].asked.len() as u32) < limit {
+            if budget.blocks == 0 {
+                out.short_of_budget = true;
+                break;
+            }
+            if let Some(block) = self.next_owned(key).or_else(|| {
+                self.acquire(now, key, budget, &mut out.short_of_budget).then_some(())?;
+                self.next_owned(key)
+            }) {
+                self.ask(key, block);
+                out.requests.push(block);
+                budget.blocks -= 1;
+                continue;
+            }
+            self.ask_twins(now, key, budget, out);
+            break;
+        }
+        let peer = self.peers.get_mut(&key).expect("looked up above");
+        if was_idle && !peer.asked.is_empty() {
+            peer.rate.begin(now);
+            peer.last_block = now;
+        }
+        if !peer.asked.is_empty() {
+            peer.idle_since = None;
+        } else if peer.idle_since.is_none() {
+            peer.idle_since = Some(now);
+        }
+        // A starving peer is looked at again, as time alone may allow what was refused now.
+        let (idle, seed) = (peer.asked.is_empty(), peer.seed);
+        let starving = (peer.asked.len() as u32) < limit && !out.short_of_budget;
+        if starving && !self.is_complete() {
+            let hold = self.hold_seeds_until.filter(|&until| until > now);
+            if let Some(until) = hold.filter(|_| seed) {
+                self.wake_by(until);
+            } else if idle {
+                self.wake_by(now + IDLE_PATIENCE);
+            }
+        }
+    }
+
+    fn ask(&mut self, key: PeerKey, block: BlockRef) {
+        let peer = self.peers.get_mut(&key).expect("a known peer");
+        peer.asked.push_back(block);
+        peer.asked_bytes += u64::from(block.len());
+        let stealing = peer.stealing;
+        if stealing {
+            self.stolen_bytes += u64::from(block.len());
+        }
+    }
+
+    /// The next missing block of the extents that a peer owns and has.
+    fn next_owned(&mut self, key: PeerKey) -> Option<BlockRef> {
+        let peer = self.peers.get_mut(&key)?;
+        while let Some(&extent) = peer.owned.first() {
+            if let Some(active) = self.work.active_mut(extent)
+                && active.owner == Some(key)
+            {
+                let next = active.slots.iter().find(|slot| {
+                    slot.state == BlockState::Missing && peer.has.get(slot.block.piece())
+                });
+                if let Some(block) = next.map(|slot| slot.block) {
+                    active.set(block, BlockState::Asked { by: key, twin: None });
+                    return Some(block);
+                }
+                // Nothing left that this peer has; what is missing is for others.
+                active.owner = None;
+            }
+            peer.owned.remove(0);
+        }
+        None
+    }
+
+    /// Gives a peer one extent more, if there is one for it.
+    fn acquire(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        budget: &mut Budget,
+        short_of_budget: &mut bool,
+    ) -> bool {
+        let peer = &self.peers[&key];
+        let held = self.hold_seeds_until.is_some_and(|until| until > now);
+        if peer.seed && held {
+            return false;
+        }
+        if let Some(extent) = self.find(key, false, budget, short_of_budget) {
+            self.give(now, key, extent, false, budget);
+            return true;
+        }
+        if !*short_of_budget && self.may_steal(now, key) {
+            if let Some(extent) = self.find(key, true, budget, short_of_budget) {
+                self.give(now, key, extent, true, budget);
+                return true;
+            }
+        }
+        if *short_of_budget {
+            return false;
+        }
+        // Nothing is free; what another peer owns and has not asked for yet may be taken over.
+        if let Some(extent) = self.find_unasked(now, key) {
+            let stealing = !self.is_free_for(key, extent);
+            let before = self.work.active(extent).and_then(|active| active.owner);
+            if let Some(before) = before.and_then(|before| self.peers.get_mut(&before)) {
+                before.owned.retain(|&owned| owned != extent);
+            }
+            self.give(now, key, extent, stealing, budget);
+            return true;
+        }
+        false
+    }
+
+    fn give(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        extent: ExtentIndex,
+        stealing: bool,
+        budget: &mut Budget,
+    ) {
+        if let Some(active) = self.work.active_mut(extent) {
+            active.owner = Some(key);
+        } else {
+            let first = self.work.geometry().pieces_of_extent(extent).next().expect("a piece");
+            let group = self.work.group_of_piece(first);
+            if self.work.is_untouched(group) && self.shares.is_own(group) {
+                self.own_untouched -= 1;
+            }
+            self.work.start(extent, key, now);
+            budget.new_extents -= 1;
+        }
+        let peer = self.peers.get_mut(&key).expect("a known peer");
+        peer.owned.push(extent);
+        peer.stealing = stealing;
+    }
+
+    /// Whether the rule of shares lets a peer give us a group at any time.
+    fn is_free_group(&self, key: PeerKey, group: u32) -> bool {
+        !self.peers[&key].seed || self.shares.is_own(group)
+    }
+
+    fn is_free_for(&self, key: PeerKey, extent: ExtentIndex) -> bool {
+        let first = self.work.geometry().pieces_of_extent(extent).next().expect("a piece");
+        self.is_free_group(key, self.work.group_of_piece(first))
+    }
+
+    /// An extent that nobody owns and that the peer can give: of a started group, else of the rarest
+    /// untouched one. `stealing`: of shares of others, else only what the rule of shares leaves free.
+    fn find(
+        &mut self,
+        key: PeerKey,
+        stealing: bool,
+        budget: &Budget,
+        short_of_budget: &mut bool,
+    ) -> Option<ExtentIndex> {
+        let peer = &self.peers[&key];
+        for &group in self.work.started() {
+            if !stealing && !self.is_free_group(key, group) {
+                continue;
+            }
+            for extent in self.work.extents_of(group) {
+                match self.work.active(extent) {
+                    Some(active) => {
+                        let ours = |slot: &super::work::BlockSlot| {
+                            slot.state == BlockState::Missing && peer.has.get(slot.block.piece())
+                        };
+                        if active.owner.is_none()
+                            && active.missing > 0
+                            && active.slots.iter().any(ours)
+                        {
+                            return Some(extent);
+                        }
+                    }
+                    None if !self.peer_can(key, extent) => {}
+                    None if budget.new_extents == 0 => *short_of_budget = true,
+                    None => return Some(extent),
+                }
+            }
+        }
+        if peer.seed && !stealing && self.own_untouched == 0 {
+            return None;
+        }
+        let group = self.rarest(key, stealing)?;
+        if budget.new_extents == 0 {
+            *short_of_budget = true;
+            return None;
+        }
+        let mut extents = self.work.extents_of(group);
+        extents.find(|&extent| self.peer_can(key, extent))
+    }
+
+    /// Whether a peer has a piece of an extent that we lack.
+    fn peer_can(&self, key: PeerKey, extent: ExtentIndex) -> bool {
+        let (has, have) = (&self.peers[&key].has, self.work.have());
+        self.work.geometry().pieces_of_extent(extent).any(|piece| has.get(piece) && !have.get(piece))
+    }
+
+    /// The untouched group to begin next with a peer.
+    fn rarest(&mut self, key: PeerKey, stealing: bool) -> Option<u32> {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let salt = mix(self.random);
+        let untouched = self.work.untouched();
+        if untouched.is_empty() {
+            return None;
+        }
+        let seed = self.peers[&key].seed;
+        let shared = self.shares.count() > 1;
+        let start = (salt % untouched.len() as u64) as usize;
+        let candidates = untouched[start..].iter().chain(&untouched[..start]).copied();
+        let candidates = candidates
+            .filter(|&group| stealing || !seed || self.shares.is_own(group))
+            .filter_map(|group| self.first_useful(key, group).map(|piece| (group, piece)))
+            .take(CANDIDATES_MAX);
+        let rank = |&(group, piece): &(u32, crate::geometry::PieceIndex)| {
+            // What only others can fetch from the seeds is taken from relays first.
+            let own = !seed && shared && self.shares.is_own(group);
+            let order = match (seed && shared, stealing) {
+                (false, _) => mix(salt ^ u64::from(group)),
+                (true, false) => order(group),
+                (true, true) => !order(group),
+            };
+            (own, self.relayed[piece.get() as usize], order)
+        };
+        candidates.min_by_key(rank).map(|(group, _)| group)
+    }
+
+    /// The first piece of a group that a peer has and we lack.
+    fn first_useful(&self, key: PeerKey, group: u32) -> Option<crate::geometry::PieceIndex> {
+        let (has, have) = (&self.peers[&key].has, self.work.have());
+        self.work.pieces_of(group).find(|&piece| has.get(piece) && !have.get(piece))
+    }
+
+    /// Whether a seed may now give us what belongs to the share of another receiver.
+    fn may_steal(&mut self, now: Instant, key: PeerKey) -> bool {
+        let peer = &self.peers[&key];
+        if !peer.seed || self.shares.count() == 1 {
+            return false;
+        }
+        let idle = peer.idle_since.is_some_and(|since| since + IDLE_PATIENCE <= now);
+        if !idle && !(peer.stealing && peer.idle_since.is_none()) {
+            return false;
+        }
+        self.give_up_stalled(now, key);
+        if self.shares.count() == 1 || self.own_untouched > 0 {
+            return true; // a stalled receiver's share has become ours
+        }
+        let relayed = self.relay_flow.get(now);
+        let left = self.work.unassigned_len() as f64;
+        if relayed <= 0.0 || left <= 0.0 {
+            return false;
+        }
+        let count = f64::from(self.shares.count());
+        let rate = self.peers[&key].rate.get().unwrap_or(relayed / (count - 1.0));
+        let wait = left / relayed;
+        let take = self.work.group_len() as f64 / rate;
+        let quota = STEAL_QUOTA / count * self.work.geometry().payload_len() as f64;
+        if (self.stolen_bytes as f64) < quota {
+            wait > STEAL_GAIN * take
+        } else {
+            wait > STEAL_GAIN_BEYOND * take + STEAL_WAIT_BEYOND
+        }
+    }
+
+    /// Takes a receiver out of the shares of which nothing is heard while we starve.
+    fn give_up_stalled(&mut self, now: Instant, key: PeerKey) {
+        let starving_since = *self.starving_since.get_or_insert(now);
+        let rate = self.peers[&key].rate.get().unwrap_or(RATE_GUESS);
+        let group_time = self.work.group_len() as f64 / rate;
+        let patience = STALL_MIN.as_secs_f64() + 4.0 * f64::from(self.shares.count()) * group_time;
+        let patience = Duration::from_secs_f64(patience.min(STALL_MAX.as_secs_f64()));
+        let mut gave_up = false;
+        for peer in self.peers.values_mut() {
+            let receiver = peer.info.ours && peer.known && !peer.stalled && !peer.has.is_full();
+            if receiver && peer.last_news.max(starving_since) + patience <= now {
+                peer.stalled = true;
+                gave_up = true;
+            }
+        }
+        if gave_up {
+            self.update_shares();
+        }
+    }
+
+    /// An extent of which another peer owns blocks that it has not asked for.
+    fn find_unasked(&mut self, now: Instant, key: PeerKey) -> Option<ExtentIndex> {
+        let has = &self.peers[&key].has;
+        let mut found = self.work.actives().filter(|(extent, active)| {
+            active.missing > 0
+                && active.owner.is_some_and(|owner| owner != key)
+                && active.slots.iter().any(|slot| {
+                    slot.state == BlockState::Missing && has.get(slot.block.piece())
+                })
+                && active.since < now
+                && self.is_free_for(key, *extent)
+        });
+        found.next().map(|(extent, _)| extent)
+    }
+
+    /// At the very end: asks for what a much slower peer still owes, from the end of its queue, so
+    /// that the two meet in the middle. Bounded by `twins_left`.
+    fn ask_twins(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
+        let peer = &self.peers[&key];
+        if !peer.asked.is_empty() || out.short_of_budget || self.twins_left == 0 {
+            return;
+        }
+        let own_rate = peer.rate.get();
+        let slowest = self.peers.iter().filter(|&(&other, _)| other != key);
+        let slowest = slowest.filter_map(|(&other, slow)| {
+            let silent = now.saturating_duration_since(slow.last_block);
+            let owes = slow.asked_bytes as f64;
+            let seconds = match slow.rate.get() {
+                Some(rate) => (owes / rate).max(silent.as_secs_f64()),
+                None if silent >= TWIN_SILENCE => silent.as_secs_f64() * 2.0,
+                None => return None,
+            };
+            (owes > 0.0).then_some((other, seconds))
+        });
+        let Some((slow, seconds)) = slowest.max_by(|a, b| a.1.total_cmp(&b.1)) else {
+            return;
+        };
+        let own_seconds = (TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN)) / own_rate.unwrap_or(RATE_GUESS);
+        if seconds < TWIN_GAIN * own_seconds + TWIN_SAVES_MIN {
+            return;
+        }
+        let wanted: Vec<_> = self.peers[&slow].asked.iter().rev().copied().collect();
+        let mut asked = 0;
+        for block in wanted {
+            if asked == TWINS_AT_ONCE || self.twins_left == 0 || budget.blocks == 0 {
+                break;
+            }
+            let (extent, _) = self.work.geometry().extent_of(block);
+            let free = self.is_free_for(key, extent) || self.peers[&slow].seed;
+            let has = self.peers[&key].has.get(block.piece());
+            let Some(active) = self.work.active_mut(extent).filter(|_| free && has) else {
+                continue;
+            };
+            if active.state(block) == Some(BlockState::Asked { by: slow, twin: None }) {
+                active.set(block, BlockState::Asked { by: slow, twin: Some(key) });
+                self.ask(key, block);
+                out.requests.push(block);
+                self.twins_left -= 1;
+                budget.blocks -= 1;
+                asked += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,617 @@
+//! Which blocks to ask from whom.
+//!
+//! A [`Swarm`] holds one listing's sources and its missing work. It is event-driven: peers come, say
+//! what they have, send blocks; after that [`Swarm::poll_ready`] names the peers that have room and
+//! [`Swarm::plan`] says what to ask them for. It does no I/O, reads no clock, and draws its randomness
+//! from a seed.
+//!
+//! - **Work is assigned by extent.** One peer at a time owns the missing blocks of an extent, so that
+//!   data arrives in runs that fill a buffer, the hash lanes and a disk write. Pieces that are started
+//!   come first, then the rarest, ties at random.
+//! - **A peer's pipeline follows its rate**: about 300 ms of it.
+//! - **Shares** ([`shares`]): several receivers of one listing each take their own share from the
+//!   seeds and the rest from each other.
+//! - **Burden** ([`Burden`]): among sources with room the one that has borne least, per capacity it
+//!   declared, is asked first, over all listings.
+
+mod burden;
+mod choose;
+mod rate;
+mod shares;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use burden::Burden;
+use rate::{BusyRate, Flow};
+use shares::Shares;
+use work::{BlockState, Work};
+
+use crate::bitfield::Bitfield;
+use crate::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry, PieceIndex};
+use crate::wire::handshake::PeerId;
+
+/// A peer's pipeline holds what it sends in this time. 300 ms cover the round trip of any two hosts
+/// on earth, and the queueing of a capped uplink.
+const PIPELINE_TIME: Duration = Duration::from_millis(300);
+/// Smallest pipeline, in blocks: half an extent keeps a new peer busy until its rate is known.
+const PIPELINE_MIN: u32 = 8;
+/// Largest pipeline, in blocks (8 MiB); what stock clients queue.
+const PIPELINE_MAX: u32 = 512;
+/// How long a connection to a seed must have been idle before another's share is taken from it, and
+/// how often a starving peer is looked at again.
+const IDLE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Name of a peer in one [`Swarm`]; never used again after [`Swarm::remove_peer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerKey(pub u32);
+
+/// What is known of a peer when it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its name; the ledger of burden and the shares go by it.
+    pub peer_id: PeerId,
+    /// It runs this client, so it keeps to the rule of shares.
+    pub ours: bool,
+}
+
+/// How much a plan may ask for; what it uses is subtracted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// How many more extents there are buffers for.
+    pub new_extents: u32,
+    /// How many more blocks may be asked for.
+    pub blocks: u32,
+}
+
+/// What [`Swarm::plan`] has decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// To be asked of the planned peer, in this order. What its channel does not take goes back by
+    /// [`Swarm::handle_rejected`].
+    pub requests: Vec<BlockRef>,
+    /// The budget, and nothing else, kept the peer from getting more: call [`Swarm::wake_all`] when
+    /// there is room again.
+    pub short_of_budget: bool,
+}
+
+/// What a block that came was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// It was missing.
+    New,
+    /// It was there already: its bytes are waste.
+    Duplicate,
+}
+
+#[derive(Debug)]
+struct Peer {
+    info: PeerInfo,
+    has: Bitfield,
+    /// It has said what it has.
+    known: bool,
+    /// It had everything when it first said so. One that grew to completeness here stays a relay:
+    /// what it has it got from the swarm, and may pass on.
+    seed: bool,
+    choked: bool,
+    requests_max: u32,
+    /// How many pieces it has that we lack.
+    useful: u32,
+    /// What it is asked for, in order.
+    asked: VecDeque<BlockRef>,
+    asked_bytes: u64,
+    /// Extents whose missing blocks are its to fetch.
+    owned: Vec<ExtentIndex>,
+    rate: BusyRate,
+    last_block: Instant,
+    /// It has nothing to do, though it could.
+    idle_since: Option<Instant>,
+    /// It is giving us what belongs to the shares of others.
+    stealing: bool,
+    /// It failed to send in time; it gets one extent at a time until it has sent a block again.
+    snubbed: bool,
+    /// A receiver of which nothing was heard while we starved: its share is everyone's.
+    stalled: bool,
+    last_news: Instant,
+}
+
+/// One listing's sources and missing work.
+#[derive(Debug)]
+pub struct Swarm {
+    work: Work,
+    own_id: PeerId,
+    random: u64,
+    peers: BTreeMap<PeerKey, Peer>,
+    next_key: u32,
+    /// How many relays (peers that were not complete when they came) have each piece.
+    relayed: Vec<u16>,
+    shares: Shares,
+    /// Untouched groups of our own share.
+    own_untouched: u32,
+    /// What came from relays lately.
+    relay_flow: Flow,
+    /// Since when seeds have idled because only shares of others are left.
+    starving_since: Option<Instant>,
+    /// Bytes taken from seeds that belong to the shares of others.
+    stolen_bytes: u64,
+    hold_seeds_until: Option<Instant>,
+    /// Blocks that may still be asked for twice.
+    twins_left: u32,
+    ready: BTreeSet<PeerKey>,
+    wake_at: Option<Instant>,
+}
+
+impl Swarm {
+    /// The swarm of a listing of which `have` is verified already. `seed` makes choices among equals
+    /// differ between nodes.
+    ///
+    /// # Panics
+    /// If `have` is of another torrent.
+    pub fn new(geometry: Arc<Geometry>, own_id: PeerId, seed: u64, have: &Bitfield) -> Self {
+        let piece_count = geometry.piece_count();
+        let blocks = geometry.payload_len() / u64::from(BLOCK_LEN);
+        let work = Work::new(geometry, have);
+        let mut swarm = Self {
+            work,
+            own_id,
+            random: seed,
+            peers: BTreeMap::new(),
+            next_key: 0,
+            relayed: vec![0; piece_count as usize],
+            shares: Shares::new(own_id, std::iter::empty()),
+            own_untouched: 0,
+            relay_flow: Flow::default(),
+            starving_since: None,
+            stolen_bytes: 0,
+            hold_seeds_until: None,
+            // Half a percent of the listing, and a few for small ones.
+            twins_left: 16 + u32::try_from(blocks / 200).unwrap_or(u32::MAX / 2),
+            ready: BTreeSet::new(),
+            wake_at: None,
+        };
+        swarm.count_own_untouched();
+        swarm
+    }
+
+    /// What is verified.
+    pub fn have(&self) -> &Bitfield {
+        self.work.have()
+    }
+
+    /// Whether every piece is verified.
+    pub fn is_complete(&self) -> bool {
+        self.work.have().is_full()
+    }
+
+    /// How many connected peers have a piece, seeds included.
+    pub fn availability(&self, piece: PieceIndex) -> u32 {
+        let seeds = self.peers.values().filter(|peer| peer.seed).count() as u32;
+        seeds + u32::from(self.relayed[piece.get() as usize])
+    }
+
+    /// Whether a peer has a piece that we lack.
+    pub fn is_interesting(&self, key: PeerKey) -> bool {
+        self.peers.get(&key).is_some_and(|peer| peer.useful > 0)
+    }
+
+    /// What a peer is asked for, in order.
+    pub fn asked(&self, key: PeerKey) -> impl Iterator<Item = BlockRef> + '_ {
+        self.peers.get(&key).into_iter().flat_map(|peer| peer.asked.iter().copied())
+    }
+
+    /// How many receivers share this listing, this node counted.
+    pub fn receiver_count(&self) -> u32 {
+        self.shares.count()
+    }
+
+    // Peers come and go.
+
+    /// A peer is connected. It counts from its first word about what it has.
+    pub fn add_peer(&mut self, now: Instant, info: PeerInfo) -> PeerKey {
+        let key = PeerKey(self.next_key);
+        self.next_key += 1;
+        let peer = Peer {
+            info,
+            has: Bitfield::new(self.work.geometry().piece_count()),
+            known: false,
+            seed: false,
+            choked: true,
+            requests_max: PIPELINE_MAX,
+            useful: 0,
+            asked: VecDeque::new(),
+            asked_bytes: 0,
+            owned: Vec::new(),
+            rate: BusyRate::default(),
+            last_block: now,
+            idle_since: None,
+            stealing: false,
+            snubbed: false,
+            stalled: false,
+            last_news: now,
+        };
+        self.peers.insert(key, peer);
+        key
+    }
+
+    /// A peer is gone; its work goes to others.
+    pub fn remove_peer(&mut self, key: PeerKey) {
+        self.release(key);
+        let Some(peer) = self.peers.remove(&key) else {
+            return;
+        };
+        self.ready.remove(&key);
+        if !peer.seed {
+            peer.has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] -= 1);
+        }
+        self.update_shares();
+        self.wake_all();
+    }
+
+    /// How many requests a peer queues (`reqq`, BEP 10).
+    pub fn set_requests_max(&mut self, key: PeerKey, requests_max: u32) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.requests_max = requests_max;
+        }
+    }
+
+    /// Until then nothing is taken from seeds: other receivers are expected to connect, and without
+    /// them this one would take everything as its own share. `None` ends the wait.
+    pub fn hold_seeds_until(&mut self, until: Option<Instant>) {
+        self.hold_seeds_until = until;
+        self.wake_all();
+    }
+
+    // What peers have.
+
+    /// A peer has said what it has.
+    pub fn handle_availability(&mut self, now: Instant, key: PeerKey, has: &Bitfield) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if !peer.seed {
+            peer.has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] -= 1);
+        }
+        peer.seed = !peer.known && has.is_full();
+        peer.known = true;
+        peer.has = has.clone();
+        peer.last_news = now;
+        if !peer.seed {
+            has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] += 1);
+        }
+        let mut beyond = has.clone();
+        beyond.and_not_with(self.work.have());
+        peer.useful = beyond.count();
+        self.ready.insert(key);
+        self.update_shares();
+    }
+
+    /// A peer has one piece more.
+    pub fn handle_have(&mut self, now: Instant, key: PeerKey, piece: PieceIndex) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let news = !peer.known;
+        peer.known = true;
+        if peer.has.set(piece) {
+            if !peer.seed {
+                self.relayed[piece.get() as usize] += 1;
+            }
+            peer.last_news = now;
+            peer.useful += u32::from(!self.work.have().get(piece));
+            self.starving_since = None;
+            self.ready.insert(key);
+            let back = std::mem::take(&mut peer.stalled);
+            if news || back || peer.has.is_full() {
+                self.update_shares();
+            }
+        }
+    }
+
+    /// A peer has lost a piece (BEP 54).
+    pub fn handle_dont_have(&mut self, key: PeerKey, piece: PieceIndex) {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if peer.has.clear(piece) {
+            if peer.seed {
+                // No longer complete: from now on its pieces are counted one by one.
+                peer.seed = false;
+                peer.has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] += 1);
+            } else {
+                self.relayed[piece.get() as usize] -= 1;
+            }
+            peer.useful -= u32::from(!self.work.have().get(piece));
+            self.update_shares();
+        }
+    }
+
+    /// A peer answers requests.
+    pub fn handle_unchoked(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.choked = false;
+            self.ready.insert(key);
+        }
+    }
+
+    /// A peer answers no more requests. `dropped` are those it will not answer; with the fast
+    /// extension that comes one by one, by [`Swarm::handle_rejected`].
+    pub fn handle_choked(&mut self, key: PeerKey, dropped: &[BlockRef]) {
+        dropped.iter().for_each(|&block| self.take_back(key, block));
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.choked = true;
+            peer.idle_since = None;
+            let owned = std::mem::take(&mut peer.owned);
+            owned.into_iter().for_each(|extent| self.disown(extent, key));
+        }
+        self.wake_all();
+    }
+
+    /// A request will not be answered, or could not be sent.
+    pub fn handle_rejected(&mut self, key: PeerKey, block: BlockRef) {
+        self.take_back(key, block);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let owned = std::mem::take(&mut peer.owned);
+            owned.into_iter().for_each(|extent| self.disown(extent, key));
+        }
+        self.wake_others(key);
+    }
+
+    /// A peer has sent nothing for too long: its work goes to others.
+    ///
+    /// Returns the blocks to cancel on its channel.
+    pub fn handle_snubbed(&mut self, key: PeerKey) -> Vec<BlockRef> {
+        let blocks = self.release(key);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.snubbed = true;
+        }
+        self.wake_others(key);
+        blocks
+    }
+
+    // What comes.
+
+    /// A block came from a peer, complete. The burden is booked. Requests of the same block to others
+    /// are added to `cancels`.
+    pub fn handle_block(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        block: BlockRef,
+        burden: &mut Burden,
+        cancels: &mut Vec<(PeerKey, BlockRef)>,
+    ) -> Received {
+        let len = u64::from(block.len());
+        if let Some(peer) = self.peers.get_mut(&key) {
+            burden.record(peer.info.peer_id, len);
+            peer.rate.record(now, len);
+            peer.last_block = now;
+            peer.snubbed = false;
+            forget(peer, block);
+            if !peer.seed {
+                self.relay_flow.record(now, len);
+                self.starving_since = None;
+            }
+            self.ready.insert(key);
+        }
+        let (extent, _) = self.work.geometry().extent_of(block);
+        let Some(active) = self.work.active_mut(extent) else {
+            return Received::Duplicate;
+        };
+        let others = match active.state(block) {
+            Some(BlockState::Asked { by, twin }) => [Some(by), twin],
+            Some(BlockState::Missing) => [None, None],
+            Some(BlockState::Got { .. } | BlockState::Done) | None => return Received::Duplicate,
+        };
+        active.set(block, BlockState::Got { from: key });
+        for other in others.into_iter().flatten().filter(|&other| other != key) {
+            if let Some(peer) = self.peers.get_mut(&other) {
+                forget(peer, block);
+                cancels.push((other, block));
+                self.ready.insert(other);
+            }
+        }
+        Received::New
+    }
+
+    /// A block does not match its leaf: it is wanted again. Returns who sent it.
+    pub fn handle_block_failed(&mut self, block: BlockRef) -> Option<PeerKey> {
+        let (extent, _) = self.work.geometry().extent_of(block);
+        let active = self.work.active_mut(extent)?;
+        let Some(BlockState::Got { from }) = active.state(block) else {
+            return None;
+        };
+        active.set(block, BlockState::Missing);
+        active.owner = None;
+        self.wake_all();
+        Some(from)
+    }
+
+    /// A piece is verified (by hashing, on resume, or repaired).
+    pub fn handle_piece_verified(&mut self, piece: PieceIndex) {
+        let group = self.work.group_of_piece(piece);
+        let was_own = self.work.is_untouched(group) && self.shares.is_own(group);
+        if self.work.finish_piece(piece) {
+            if was_own && !self.work.is_untouched(group) {
+                self.own_untouched -= 1;
+            }
+            for peer in self.peers.values_mut().filter(|peer| peer.has.get(piece)) {
+                peer.useful -= 1;
+            }
+        }
+    }
+
+    /// A piece does not match its hash: all its blocks are wanted again. Returns who sent parts of it.
+    pub fn handle_piece_failed(&mut self, piece: PieceIndex) -> Vec<PeerKey> {
+        let mut senders = BTreeSet::new();
+        let extents: Vec<_> = self.work.geometry().extents_of_piece(piece).collect();
+        for extent in extents {
+            let Some(active) = self.work.active_mut(extent) else {
+                continue;
+            };
+            let of_piece = active.slots.iter().filter(|slot| slot.block.piece() == piece);
+            let got: Vec<_> = of_piece
+                .filter_map(|slot| match slot.state {
+                    BlockState::Got { from } => Some((slot.block, from)),
+                    _ => None,
+                })
+                .collect();
+            for (block, from) in got {
+                senders.insert(from);
+                active.set(block, BlockState::Missing);
+                active.owner = None;
+            }
+        }
+        self.wake_all();
+        senders.into_iter().collect()
+    }
+
+    /// A verified piece is lost (rotten on disk): it is fetched again.
+    pub fn handle_piece_lost(&mut self, piece: PieceIndex) {
+        if self.work.lose_piece(piece) {
+            for peer in self.peers.values_mut().filter(|peer| peer.has.get(piece)) {
+                peer.useful += 1;
+            }
+            self.count_own_untouched();
+            self.wake_all();
+        }
+    }
+
+    // What to do next.
+
+    /// A peer that [`Swarm::plan`] may have work for, the least burdened first; each is named once
+    /// per event. `None`: there is nothing to plan.
+    pub fn poll_ready(&mut self, burden: &Burden) -> Option<PeerKey> {
+        let room = |key: &PeerKey| {
+            self.peers.get(key).is_some_and(|peer| {
+                !peer.choked && peer.useful > 0 && (peer.asked.len() as u32) < pipeline_max(peer)
+            })
+        };
+        self.ready.retain(room);
+        let load = |key: PeerKey| {
+            let peer = &self.peers[&key];
+            burden.ratio(peer.info.peer_id, peer.asked_bytes)
+        };
+        let least = self.ready.iter().copied().min_by(|&a, &b| load(a).total_cmp(&load(b)))?;
+        self.ready.remove(&least);
+        Some(least)
+    }
+
+    /// All peers may have work again: the budget that ended a plan has room, or work was released.
+    pub fn wake_all(&mut self) {
+        self.ready.extend(self.peers.keys().copied());
+    }
+
+    /// When to call [`Swarm::handle_timeout`]; `None` while no peer starves.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    /// The time of [`Swarm::poll_timeout`] has come. Early calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.wake_at.is_some_and(|at| at <= now) {
+            self.wake_at = None;
+            self.wake_all();
+        }
+    }
+
+    fn wake_others(&mut self, key: PeerKey) {
+        self.ready.extend(self.peers.keys().copied().filter(|&other| other != key));
+    }
+
+    fn wake_by(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
+    }
+
+    // Releasing.
+
+    /// Takes all work from a peer. Returns what it was asked for.
+    fn release(&mut self, key: PeerKey) -> Vec<BlockRef> {
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return Vec::new();
+        };
+        peer.idle_since = None;
+        let asked: Vec<_> = peer.asked.iter().copied().collect();
+        let owned = std::mem::take(&mut peer.owned);
+        asked.iter().for_each(|&block| self.take_back(key, block));
+        owned.into_iter().for_each(|extent| self.disown(extent, key));
+        asked
+    }
+
+    /// A block that `key` was asked for is not coming from it.
+    fn take_back(&mut self, key: PeerKey, block: BlockRef) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            forget(peer, block);
+        }
+        let (extent, _) = self.work.geometry().extent_of(block);
+        let Some(active) = self.work.active_mut(extent) else {
+            return;
+        };
+        match active.state(block) {
+            Some(BlockState::Asked { by, twin: Some(twin) }) if by == key => {
+                active.set(block, BlockState::Asked { by: twin, twin: None });
+            }
+            Some(BlockState::Asked { by, twin: None }) if by == key => {
+                active.set(block, BlockState::Missing);
+            }
+            Some(BlockState::Asked { by, twin: Some(twin) }) if twin == key => {
+                active.set(block, BlockState::Asked { by, twin: None });
+            }
+            _ => {}
+        }
+    }
+
+    fn disown(&mut self, extent: ExtentIndex, key: PeerKey) {
+        if let Some(active) = self.work.active_mut(extent)
+            && active.owner == Some(key)
+        {
+            active.owner = None;
+        }
+    }
+
+    // Shares.
+
+    fn update_shares(&mut self) {
+        let receivers = self.peers.values().filter(|peer| {
+            peer.known && peer.info.ours && !peer.stalled && !peer.has.is_full()
+        });
+        let shares = Shares::new(self.own_id, receivers.map(|peer| peer.info.peer_id));
+        if shares != self.shares {
+            self.shares = shares;
+            self.count_own_untouched();
+            self.wake_all();
+        }
+    }
+
+    fn count_own_untouched(&mut self) {
+        let own = self.work.untouched().iter().filter(|&&group| self.shares.is_own(group));
+        self.own_untouched = own.count() as u32;
+    }
+}
+
+/// How many blocks a peer's pipeline holds now.
+fn pipeline_max(peer: &Peer) -> u32 {
+    let bound = PIPELINE_MAX.min(peer.requests_max).max(1);
+    let of_rate = peer.rate.get().map_or(0.0, |rate| {
+        rate * PIPELINE_TIME.as_secs_f64() / f64::from(BLOCK_LEN)
+    });
+    let wanted = if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN) };
+    wanted.min(bound)
+}
+
+fn forget(peer: &mut Peer, block: BlockRef) {
+    let at = if peer.asked.front() == Some(&block) {
+        Some(0)
+    } else {
+        peer.asked.iter().position(|&other| other == block)
+    };
+    if let Some(at) = at {
+        peer.asked.remove(at);
+        peer.asked_bytes -= u64::from(block.len());
+    }
+}
