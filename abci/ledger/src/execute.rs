@@ -63,7 +63,12 @@ impl<'a> Execution<'a> {
 
     fn try_run(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Refusal> {
         let state = self.overlay.base();
-        let len = self.len.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        // What is too long for any block is told by its length alone and takes no room.
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if len > state.params().tx_len_max {
+            return Err(TxCode::TooLarge.into());
+        }
+        let len = self.len.saturating_add(u64::from(len));
         if len > u64::from(state.params().block_len_max) {
             return Err(TxCode::BlockFull.into());
         }

@@ -39,8 +39,8 @@ pub(crate) fn prepare(state: &State, block: &DecidedBlock) -> Vec<Vec<u8>> {
         let result = execution.run(tx);
         match result.code {
             TxCode::Ok => kept.push(tx.clone()),
-            // It did not fit and took no room.
-            TxCode::BlockFull => {}
+            // It took no room.
+            TxCode::BlockFull | TxCode::TooLarge => {}
             _ => execution.forget_len(tx),
         }
     }

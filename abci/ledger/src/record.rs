@@ -579,3 +579,76 @@ fn read_validators(r: &mut Reader<'_>) -> Result<ValidatorHistory, DecodeError> 
     }
     Ok(ValidatorHistory { changes })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_key() -> impl Strategy<Value = StateKey> {
+        let near = |n: u8| {
+            let mut id = [0; 32];
+            id[31] = n;
+            id
+        };
+        (1u8..=14, any::<u64>(), any::<u8>()).prop_map(move |(tag, number, n)| match tag {
+            1 => StateKey::Market,
+            2 => StateKey::Params,
+            3 => StateKey::Counters,
+            4 => StateKey::Validators,
+            5 => StateKey::TrustWindow,
+            6 => StateKey::Member(PublicKey(near(n))),
+            7 => StateKey::MemberIndex((number >> 32) as u32),
+            8 => StateKey::Nonce(PublicKey(near(n))),
+            9 => StateKey::Candidate(DataHash(near(n))),
+            10 => StateKey::CandidateSeq(number),
+            11 => StateKey::Listing(DataHash(near(n))),
+            12 => StateKey::ListingSeq(number),
+            13 => StateKey::Holders(DataHash(near(n))),
+            _ => StateKey::Tombstone(DataHash(near(n))),
+        })
+    }
+
+    proptest! {
+        /// A sorted walk over the map is the sorted stream of the bytes.
+        #[test]
+        fn keys_are_ordered_as_their_bytes(a in any_key(), b in any_key()) {
+            prop_assert_eq!(a.cmp(&b), a.to_bytes().cmp(&b.to_bytes()));
+            prop_assert_eq!(StateKey::decode(&a.to_bytes()), Ok(a));
+        }
+
+        #[test]
+        fn a_member_set_is_a_set(edits in proptest::collection::vec((0u32..200, any::<bool>()), 0..60)) {
+            let mut set = MemberSet::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (index, is_in) in edits {
+                let changed = if is_in { set.insert(index) } else { set.remove(index) };
+                let expected = if is_in { model.insert(index) } else { model.remove(&index) };
+                prop_assert_eq!(changed, expected);
+                prop_assert_eq!(set.contains(index), is_in);
+                prop_assert!(set.iter().eq(model.iter().copied()));
+            }
+            let bytes = Record::Holders(set.clone()).to_bytes();
+            let key = StateKey::Holders(DataHash([0; 32]));
+            prop_assert_eq!(Record::decode(&key, &bytes), Ok(Record::Holders(set)));
+        }
+    }
+
+    #[test]
+    fn values_have_one_encoding() {
+        let holders = StateKey::Holders(DataHash([0; 32]));
+        let padded = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(Record::decode(&holders, &padded).is_err(), "a set does not end in an empty word");
+        assert!(Record::decode(&holders, &[0, 0, 0]).is_err(), "nothing follows a value");
+        let validators = |keys: [u8; 2]| {
+            let validators =
+                keys.map(|n| Validator { key: PublicKey([n; 32]), index: 0, power: 1 }).to_vec();
+            let changes = vec![SetChange { height: 0, validators }];
+            Record::Validators(ValidatorHistory { changes }).to_bytes()
+        };
+        assert!(Record::decode(&StateKey::Validators, &validators([1, 2])).is_ok());
+        assert!(Record::decode(&StateKey::Validators, &validators([2, 1])).is_err(), "sorted");
+        assert!(Record::decode(&StateKey::Validators, &validators([1, 1])).is_err(), "unique");
+    }
+}

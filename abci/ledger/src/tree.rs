@@ -268,3 +268,124 @@ impl Proof {
         Ok(Self { siblings, end })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::DataHash;
+
+    /// The slow twin: the root straight from the definition.
+    fn oracle(leaves: &[(Hash, Hash)], depth: usize) -> Hash {
+        match leaves {
+            [] => EMPTY,
+            [(path, value)] => leaf_hash(path, value),
+            _ => {
+                let side = |right| {
+                    let of_side = |(path, _): &&(Hash, Hash)| bit(path, depth) == right;
+                    let leaves: Vec<_> = leaves.iter().filter(of_side).copied().collect();
+                    oracle(&leaves, depth + 1)
+                };
+                branch_hash(&side(false), &side(true))
+            }
+        }
+    }
+
+    /// Paths that share long prefixes are as likely as others.
+    fn any_path() -> impl Strategy<Value = Hash> {
+        let near = (0usize..256, any::<bool>()).prop_map(|(place, low)| {
+            let mut path = [0x5a; 32];
+            path[place / 8] ^= 0x80 >> (place % 8);
+            path[31] ^= u8::from(low);
+            path
+        });
+        prop_oneof![near, any::<[u8; 32]>()]
+    }
+
+    fn any_changes() -> impl Strategy<Value = Vec<Vec<Change>>> {
+        let pool = vec(any_path(), 1..30);
+        let picks = vec(vec((any::<prop::sample::Index>(), any::<Option<u8>>()), 0..20), 1..8);
+        (pool, picks).prop_map(|(pool, picks)| {
+            let change = |(place, value): (prop::sample::Index, Option<u8>)| {
+                (*place.get(&pool), value.map(|value| [value; 32]))
+            };
+            picks.into_iter().map(|batch| batch.into_iter().map(change).collect()).collect()
+        })
+    }
+
+    proptest! {
+        /// However it was reached, the root is the one of the definition.
+        #[test]
+        fn the_root_depends_on_the_contents_alone(batches in any_changes()) {
+            let mut tree = Tree::default();
+            let mut model = BTreeMap::new();
+            for batch in batches {
+                for (path, value) in &batch {
+                    match value {
+                        Some(value) => model.insert(*path, *value),
+                        None => model.remove(path),
+                    };
+                }
+                tree = tree.with(batch);
+                let leaves: Vec<_> = model.iter().map(|(path, value)| (*path, *value)).collect();
+                prop_assert_eq!(tree.root().0, oracle(&leaves, 0));
+            }
+        }
+    }
+
+    fn key(n: u8) -> StateKey {
+        StateKey::Listing(DataHash([n; 32]))
+    }
+
+    fn tree_of(keys: impl Iterator<Item = u8>) -> Tree {
+        Tree::default().with(keys.map(|n| (path_of(&key(n)), Some(sha256(&[&[n]])))).collect())
+    }
+
+    #[test]
+    fn no_altered_proof_proves() {
+        let tree = tree_of(0..100);
+        let root = tree.root();
+        for n in [7, 200] {
+            let value = (n < 100).then_some([n]);
+            let value = value.as_ref().map(<[u8; 1]>::as_slice);
+            let good = tree.prove(&path_of(&key(n)));
+            assert_eq!(good.verify(&root, &key(n), value), Ok(()));
+            let bytes = good.to_bytes();
+            for place in 0..bytes.len() {
+                let mut bytes = bytes.clone();
+                bytes[place] ^= 1;
+                if let Ok(altered) = Proof::decode(&bytes) {
+                    assert!(altered.verify(&root, &key(n), value).is_err(), "byte {place}");
+                }
+            }
+        }
+    }
+
+    /// A leaf from elsewhere in the tree is no proof of absence here.
+    #[test]
+    fn absence_needs_a_leaf_on_the_path() {
+        let tree = tree_of(0..100);
+        let here = tree.prove(&path_of(&key(7)));
+        let there = (0..100u8)
+            .map(|n| tree.prove(&path_of(&key(n))))
+            .find(|other| other.siblings.first() != here.siblings.first())
+            .unwrap();
+        let forged = Proof { siblings: there.siblings.clone(), end: there.end.clone() };
+        assert_eq!(forged.verify(&tree.root(), &key(7), None), Err(ProofError::Key));
+        let empty = Proof { siblings: here.siblings, end: ProofEnd::Empty };
+        assert_eq!(empty.verify(&tree.root(), &key(7), None), Err(ProofError::Root));
+    }
+
+    #[test]
+    fn an_empty_tree_proves_absence() {
+        let tree = Tree::default();
+        assert_eq!(tree.root().0, EMPTY);
+        let proof = tree.prove(&path_of(&key(1)));
+        assert_eq!(proof.verify(&tree.root(), &key(1), None), Ok(()));
+        assert!(proof.verify(&tree.root(), &key(1), Some(b"")).is_err());
+    }
+}
