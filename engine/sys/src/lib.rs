@@ -4,7 +4,10 @@ pub mod buf;
 pub mod dir;
 pub mod file;
 pub mod hash;
+pub mod map;
 pub mod net;
+pub mod probe;
+pub mod process;
 pub mod ring;
 pub mod wake;
 
