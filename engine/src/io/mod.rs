@@ -8,6 +8,13 @@
 //! Drivers: `uring` (default), `epoll` (where io_uring is forbidden), `sim` (virtual network and disk).
 //! One test suite runs over all of them.
 
+#[cfg(test)]
+mod conformance;
+mod disk;
+mod epoll;
+mod start;
+mod uring;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,11 +22,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringseed_sys::arena::{Extent, ExtentMut};
-pub use ringseed_sys::buf::{
-    RECV_SLOTS_MAX, RecvBuf, RecvSlot, SEND_PARTS_MAX, SendBuf, SendPart,
-};
+pub use ringseed_sys::buf::{RECV_SLOTS_MAX, RecvBuf, RecvSlot, SEND_PARTS_MAX, SendBuf, SendPart};
 use ringseed_sys::dir::DirHandle;
 pub use ringseed_sys::file::ReadPath;
+
+pub use epoll::EpollDriver;
+pub use start::{DriverConfig, Running, start};
+pub use uring::UringDriver;
+
+/// Threads per driver for calls that may wait long.
+const DISK_THREADS: usize = 2;
+
+/// How long a driver that ran out of descriptors waits before it accepts again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Name of an operation in flight, made by the shard and given back by the completion. Drivers do
 /// not interpret it; the shard keeps a generation in it, so that a stale completion is told apart.
@@ -138,4 +153,15 @@ pub trait Machine {
     fn handle_wake(&mut self, now: Instant);
     /// True when the machine has stopped and has nothing in flight: the driver leaves its loop.
     fn is_stopped(&self) -> bool;
+}
+
+/// Tells, at most once a minute in this process, that connections cannot be accepted.
+fn warn_accept(error: &io::Error) {
+    use std::sync::Mutex;
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
+        *last = Some(Instant::now());
+        tracing::warn!(%error, "cannot accept connections now; raise the limit of open files");
+    }
 }

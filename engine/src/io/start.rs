@@ -1,0 +1,132 @@
+//! Choosing a driver and starting it on a thread of its own.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use ringseed_sys::arena::Arena;
+use ringseed_sys::ring::RingError;
+use ringseed_sys::wake::Waker;
+
+use super::Machine;
+use super::epoll::EpollDriver;
+use super::uring::UringDriver;
+use crate::config::IoDriver;
+
+/// What a driver is given.
+#[derive(Debug)]
+pub struct DriverConfig {
+    /// Which driver to run.
+    pub driver: IoDriver,
+    /// A bound listener, see [`ringseed_sys::net::listen`]; `None` only dials.
+    pub listener: Option<OwnedFd>,
+    /// The arena that most buffers come from, registered with a ring if the limits allow it.
+    pub arena: Option<Arena>,
+    /// Name of the thread, at most 15 bytes are shown.
+    pub thread_name: String,
+}
+
+/// A driver at work.
+#[derive(Debug)]
+pub struct Running {
+    /// Which driver runs: `uring` or `epoll`.
+    pub driver: &'static str,
+    /// Which flags or fallbacks are in use, for people.
+    pub detail: String,
+    /// Makes the driver call [`Machine::handle_wake`].
+    pub waker: Waker,
+    /// Ends when the machine has stopped; an error when the driver broke under it.
+    pub thread: JoinHandle<io::Result<()>>,
+}
+
+/// Starts a driver on a thread of its own, which makes the machine and runs it until it has stopped.
+/// With [`IoDriver::Auto`] epoll takes over where there is no io_uring, with one warning that names
+/// the reason and the cure.
+///
+/// # Errors
+/// Why no driver could be started: with [`IoDriver::Uring`] why there is no ring.
+pub fn start<M, F>(config: DriverConfig, make_machine: F) -> io::Result<Running>
+where
+    M: Machine,
+    F: FnOnce(&Waker) -> M + Send + 'static,
+{
+    let waker = Waker::new()?;
+    let (told, ready) = channel();
+    let remote = waker.clone();
+    let builder = std::thread::Builder::new().name(config.thread_name.clone());
+    let thread = builder.spawn(move || {
+        // A ring belongs to the thread that makes it, so the choice is made there.
+        let driver = match Driver::new(config, &remote) {
+            Ok(driver) => driver,
+            Err(error) => {
+                let _ = told.send(Err(error));
+                return Ok(());
+            }
+        };
+        driver.run(make_machine, &remote, &told)
+    })?;
+    match ready.recv() {
+        Ok(Ok((driver, detail))) => Ok(Running { driver, detail, waker, thread }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other("the driver's thread died at its start")),
+    }
+}
+
+enum Driver {
+    Uring(Box<UringDriver>),
+    Epoll(Box<EpollDriver>),
+}
+
+impl Driver {
+    fn new(config: DriverConfig, waker: &Waker) -> io::Result<Driver> {
+        let listener = config.listener;
+        if config.driver != IoDriver::Epoll {
+            // The listener must survive a failed try.
+            let duplicate = listener.as_ref().map(OwnedFd::try_clone).transpose()?;
+            match UringDriver::new(waker.clone(), duplicate, config.arena.as_ref()) {
+                Ok(driver) => return Ok(Driver::Uring(Box::new(driver))),
+                Err(error) if config.driver == IoDriver::Uring => return Err(explain(error)),
+                Err(error) => {
+                    let (reason, cure) = ringseed_sys::probe::explain_ring_error(&error);
+                    tracing::warn!(%reason, %cure, "no io_uring: running on epoll, which is slower");
+                }
+            }
+        }
+        Ok(Driver::Epoll(Box::new(EpollDriver::new(waker.clone(), listener)?)))
+    }
+
+    fn run<M, F>(
+        self,
+        make_machine: F,
+        waker: &Waker,
+        told: &Sender<io::Result<(&'static str, String)>>,
+    ) -> io::Result<()>
+    where
+        M: Machine,
+        F: FnOnce(&Waker) -> M,
+    {
+        let mut machine = make_machine(waker);
+        match self {
+            Driver::Uring(mut driver) => {
+                let _ = told.send(Ok(("uring", driver.mode().to_string())));
+                driver.run(&mut machine)
+            }
+            Driver::Epoll(mut driver) => {
+                let _ = told.send(Ok(("epoll", "helper threads for files".to_owned())));
+                driver.run(&mut machine)
+            }
+        }
+    }
+}
+
+fn explain(error: RingError) -> io::Error {
+    let (reason, cure) = ringseed_sys::probe::explain_ring_error(&error);
+    let kind = match &error {
+        RingError::Forbidden(_) => io::ErrorKind::PermissionDenied,
+        RingError::TooOld => io::ErrorKind::Unsupported,
+        RingError::NoMemory { .. } => io::ErrorKind::OutOfMemory,
+        RingError::Io(source) => source.kind(),
+    };
+    io::Error::new(kind, format!("no io_uring: {reason}; {cure}"))
+}

@@ -1,0 +1,338 @@
+//! The default driver: sockets and payload files on one io_uring, everything slow on the disk threads.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringseed_sys::arena::Arena;
+use ringseed_sys::net::{self, Blocking};
+use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, RingMode, Task, Ticket};
+use ringseed_sys::wake::Waker;
+
+use super::disk::{DiskPool, Files, Job, canceled, refuse};
+use super::{ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, Op, OpId, Ops, SockId};
+
+/// Submissions that fit into one call. More than a turn starts with thousands of peers cost one more
+/// call and nothing else.
+const RING_ENTRIES: u32 = 1024;
+
+/// Most bytes of the arena that are registered with the kernel: registered pages are touched at once,
+/// and the gain beyond the extents in constant use is lost in the noise (measured).
+const REGISTER_MAX_BYTES: usize = 8 << 20;
+
+/// Tokens below this are the driver's own.
+const TOKEN_LISTEN: u64 = 0;
+const TOKEN_WAKE: u64 = 1;
+const TOKEN_FIRST: u64 = 2;
+
+/// Runs one [`Machine`] on one thread.
+pub struct UringDriver {
+    ring: Ring,
+    waker: Waker,
+    disk: DiskPool,
+    files: Files,
+    sockets: HashMap<SockId, Socket>,
+    listener: Option<Arc<OwnedFd>>,
+    /// When to accept again after the process ran out of descriptors.
+    accept_again: Option<Instant>,
+    /// What each token of the ring stands for.
+    pending: HashMap<u64, Pending>,
+    next_token: u64,
+    next_sock: u64,
+    done: VecDeque<Completion>,
+}
+
+struct Socket {
+    fd: Arc<OwnedFd>,
+    /// At most a poll, a receive and a few sends.
+    in_flight: Vec<(u64, Ticket)>,
+}
+
+struct Pending {
+    id: OpId,
+    on: On,
+}
+
+enum On {
+    Sock(SockId),
+    Connecting(Arc<OwnedFd>),
+    File,
+}
+
+impl UringDriver {
+    /// Sets up the ring on the calling thread, which then must call [`UringDriver::run`].
+    ///
+    /// # Errors
+    /// [`RingError`]: the caller may take another driver.
+    pub fn new(
+        waker: Waker,
+        listener: Option<OwnedFd>,
+        arena: Option<&Arena>,
+    ) -> Result<UringDriver, RingError> {
+        let mut ring = Ring::new(RING_ENTRIES)?;
+        if let Some(arena) = arena {
+            let registered_bytes = ring.register_arena(arena, REGISTER_MAX_BYTES);
+            tracing::debug!(registered_bytes, "arena registered with the ring");
+        }
+        if let Some(listener) = &listener {
+            // A ring wants sockets that wait, see `Blocking`.
+            rustix::io::ioctl_fionbio(listener, false).map_err(|e| RingError::Io(e.into()))?;
+        }
+        let disk = DiskPool::start(DISK_THREADS, &waker).map_err(RingError::Io)?;
+        Ok(UringDriver {
+            ring,
+            waker,
+            disk,
+            files: Files::default(),
+            sockets: HashMap::new(),
+            listener: listener.map(Arc::new),
+            accept_again: None,
+            pending: HashMap::new(),
+            next_token: TOKEN_FIRST,
+            next_sock: 1,
+            done: VecDeque::new(),
+        })
+    }
+
+    /// Which flags the ring runs with.
+    pub fn mode(&self) -> RingMode {
+        self.ring.mode()
+    }
+
+    /// Runs the machine until it has stopped.
+    ///
+    /// # Errors
+    /// What `io_uring_enter(2)` says when the ring itself breaks; the machine cannot go on then.
+    pub fn run(&mut self, machine: &mut dyn Machine) -> io::Result<()> {
+        let mut ops = Ops::new();
+        self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
+        self.accept();
+        loop {
+            let now = Instant::now();
+            loop {
+                machine.poll(&mut ops, now);
+                if ops.is_empty() {
+                    break;
+                }
+                while let Some(op) = ops.pop_front() {
+                    self.start(op);
+                }
+            }
+            if machine.is_stopped() {
+                debug_assert!(self.pending.is_empty() && self.done.is_empty(), "stopped in flight");
+                return Ok(());
+            }
+            let is_busy = !self.done.is_empty() || self.waker.is_pending();
+            let deadline = match is_busy {
+                true => Some(now),
+                false => machine.poll_timeout().into_iter().chain(self.accept_again).min(),
+            };
+            self.ring.wait(deadline)?;
+            self.turn(machine);
+        }
+    }
+
+    /// Hands everything that has arrived to the machine.
+    fn turn(&mut self, machine: &mut dyn Machine) {
+        let now = Instant::now();
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept();
+        }
+        while let Some(finished) = self.ring.next_finished() {
+            self.handle(finished);
+        }
+        if self.waker.take() {
+            while let Some(report) = self.disk.try_report() {
+                let completion = self.files.handle(report);
+                self.done.push_back(completion);
+            }
+            machine.handle_wake(now);
+        }
+        while let Some(completion) = self.done.pop_front() {
+            machine.handle(completion, now);
+        }
+    }
+
+    fn accept(&mut self) {
+        self.accept_again = None;
+        if let Some(listener) = &self.listener {
+            self.ring.start(TOKEN_LISTEN, Task::Accept { listener: listener.clone() });
+        }
+    }
+
+    fn start(&mut self, op: Op) {
+        match op {
+            Op::Connect { id, addr, timeout } => self.connect(id, addr, timeout),
+            Op::PollIn { id, sock } => match self.socket(sock) {
+                Some(fd) => self.start_on_sock(id, sock, Task::PollIn { fd }),
+                None => self.refuse(Op::PollIn { id, sock }, canceled()),
+            },
+            Op::Recv { id, sock, buf } => match self.socket(sock) {
+                Some(socket) => self.start_on_sock(id, sock, Task::Recv { socket, buf }),
+                None => self.refuse(Op::Recv { id, sock, buf }, canceled()),
+            },
+            Op::Send { id, sock, buf } => match self.socket(sock) {
+                Some(socket) => self.start_on_sock(id, sock, Task::Send { socket, buf }),
+                None => self.refuse(Op::Send { id, sock, buf }, canceled()),
+            },
+            Op::Close { sock } => {
+                if let Some(socket) = self.sockets.remove(&sock) {
+                    for (_, ticket) in socket.in_flight {
+                        self.ring.cancel(ticket);
+                    }
+                }
+            }
+            Op::Open { id, root, path, mode, direct } => {
+                self.disk.push(Job::Open { id, root, path, mode, direct });
+            }
+            Op::RemoveTree { id, root, path } => self.disk.push(Job::RemoveTree { id, root, path }),
+            Op::CloseFile { file } => {
+                if let Some(file) = self.files.close(file) {
+                    self.disk.push(Job::Close { file });
+                }
+            }
+            Op::Read { id, file, offset_bytes, buf, start, len } => match self.files.get(file) {
+                Ok(found) => {
+                    let file = found.clone();
+                    let task = Task::Read { file, offset_bytes, buf, start, len };
+                    self.start_on_file(id, task);
+                }
+                Err(error) => {
+                    self.refuse(Op::Read { id, file, offset_bytes, buf, start, len }, error);
+                }
+            },
+            Op::Write { id, file, offset_bytes, buf, start, len } => match self.files.get(file) {
+                Ok(found) => {
+                    let file = found.clone();
+                    let task = Task::Write { file, offset_bytes, buf, start, len };
+                    self.start_on_file(id, task);
+                }
+                Err(error) => {
+                    self.refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
+                }
+            },
+            Op::WriteSmall { id, file, offset_bytes, data } => match self.files.get(file) {
+                Ok(found) => {
+                    let task = Task::WriteSmall { file: found.clone(), offset_bytes, data };
+                    self.start_on_file(id, task);
+                }
+                Err(error) => self.refuse(Op::WriteSmall { id, file, offset_bytes, data }, error),
+            },
+            Op::Sync { id, file } => match self.files.get(file).cloned() {
+                Ok(found) => match self.files.new_name(file, id) {
+                    Some(name) => {
+                        self.disk.push(Job::Sync { id, file: found, new_name: Some(name) });
+                    }
+                    None => self.start_on_file(id, Task::Sync { file: found }),
+                },
+                Err(error) => self.refuse(Op::Sync { id, file }, error),
+            },
+            Op::Allocate { id, file, len_bytes } => match self.files.get(file).cloned() {
+                Ok(file) => self.disk.push(Job::Allocate { id, file, len_bytes }),
+                Err(error) => self.refuse(Op::Allocate { id, file, len_bytes }, error),
+            },
+        }
+    }
+
+    fn refuse(&mut self, op: Op, error: io::Error) {
+        self.done.extend(refuse(op, error));
+    }
+
+    fn socket(&self, sock: SockId) -> Option<Arc<OwnedFd>> {
+        self.sockets.get(&sock).map(|socket| socket.fd.clone())
+    }
+
+    fn connect(&mut self, id: OpId, addr: SocketAddr, timeout: Duration) {
+        match net::socket(addr, Blocking::Yes) {
+            Ok(fd) => {
+                let socket = Arc::new(fd);
+                let deadline = Instant::now() + timeout;
+                let task = Task::Connect { socket: socket.clone(), addr, deadline };
+                self.start_task(Pending { id, on: On::Connecting(socket) }, task);
+            }
+            Err(error) => self.refuse(Op::Connect { id, addr, timeout }, error),
+        }
+    }
+
+    fn start_on_sock(&mut self, id: OpId, sock: SockId, task: Task) {
+        let (token, ticket) = self.start_task(Pending { id, on: On::Sock(sock) }, task);
+        if let Some(socket) = self.sockets.get_mut(&sock) {
+            socket.in_flight.push((token, ticket));
+        }
+    }
+
+    fn start_on_file(&mut self, id: OpId, task: Task) {
+        self.start_task(Pending { id, on: On::File }, task);
+    }
+
+    fn start_task(&mut self, pending: Pending, task: Task) -> (u64, Ticket) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.pending.insert(token, pending);
+        (token, self.ring.start(token, task))
+    }
+
+    /// Turns what the ring brings into a completion.
+    fn handle(&mut self, finished: Finished) {
+        match (finished.token, finished.outcome) {
+            (TOKEN_WAKE, _) => {
+                self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
+            }
+            (TOKEN_LISTEN, Outcome::Accepted(accepted)) => self.handle_accepted(accepted),
+            (token, outcome) => {
+                let pending = self.pending.remove(&token).expect("the ring answers each task once");
+                let done = self.done_of(token, pending.on, outcome);
+                self.done.push_back(Completion { id: pending.id, done });
+            }
+        }
+    }
+
+    fn done_of(&mut self, token: u64, on: On, outcome: Outcome) -> Done {
+        if let On::Sock(sock) = on
+            && let Some(socket) = self.sockets.get_mut(&sock)
+        {
+            socket.in_flight.retain(|&(other, _)| other != token);
+        }
+        match outcome {
+            Outcome::Connected(result) => Done::Connected(result.map(|()| {
+                let On::Connecting(fd) = on else { unreachable!("only a connection connects") };
+                self.insert_socket(fd)
+            })),
+            Outcome::Readable(result) => Done::Readable(result),
+            Outcome::Received(result, buf) => Done::Received(result, buf),
+            Outcome::Sent(result, buf) => Done::Sent(result, buf),
+            Outcome::Read(result, buf) => Done::Read(result, buf),
+            Outcome::Written(result, buf) => Done::Written(result, buf),
+            Outcome::SmallWritten(result) => Done::SmallWritten(result),
+            Outcome::Synced(result) => Done::Synced(result),
+            Outcome::Accepted(_) => unreachable!("only the listener accepts"),
+        }
+    }
+
+    fn handle_accepted(&mut self, accepted: io::Result<OwnedFd>) {
+        let fd = match accepted {
+            Ok(fd) => fd,
+            Err(error) => {
+                // The connection stays in the backlog: asking again at once would spin.
+                super::warn_accept(&error);
+                self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                return;
+            }
+        };
+        net::prepare(fd.as_fd());
+        // Gone already: nobody misses it.
+        let Ok(peer) = net::peer_addr(fd.as_fd()) else { return };
+        let sock = self.insert_socket(Arc::new(fd));
+        self.done.push_back(Completion { id: OpId(0), done: Done::Accepted { sock, peer } });
+    }
+
+    fn insert_socket(&mut self, fd: Arc<OwnedFd>) -> SockId {
+        let sock = SockId(self.next_sock);
+        self.next_sock += 1;
+        self.sockets.insert(sock, Socket { fd, in_flight: Vec::new() });
+        sock
+    }
+}
