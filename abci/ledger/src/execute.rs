@@ -92,10 +92,8 @@ impl<'a> Execution<'a> {
         if member.is_validator() && self.overlay.newest_validators().len() <= 1 {
             return;
         }
-        self.overlay.set_power(&key, index, 0);
+        self.overlay.end_membership(&key, index);
         self.overlay.edit_member(&key, |member| member.standing = Standing::Expelled);
-        self.overlay.delete(StateKey::MemberIndex(index));
-        self.overlay.edit_counters(|c| c.member_count = c.member_count.saturating_sub(1));
         self.events.push(Event::Expelled(key));
         self.is_effective = true;
     }

@@ -112,6 +112,9 @@ pub enum GenesisError {
         /// The value.
         value: String,
     },
+    /// Two genesis with one hash would number their members differently.
+    #[error("the founding members are not sorted by key")]
+    Unsorted,
     /// A member line that has not the five parts.
     #[error("member {0:?}: expected NAME,KEY,CONSENSUS_ADDR,PAYLOAD_ADDR,POWER")]
     MemberSyntax(String),
@@ -173,7 +176,10 @@ impl Genesis {
             once("address", member.consensus_addr.to_string())?;
             once("address", member.payload_addr.to_string())?;
         }
-        Ok(())
+        match self.members.is_sorted_by(|a, b| a.key < b.key) {
+            true => Ok(()),
+            false => Err(GenesisError::Unsorted),
+        }
     }
 
     /// The fixed binary encoding that [`Genesis::hash`] is taken of.
@@ -182,9 +188,7 @@ impl Genesis {
         writer.bytes(DOMAIN).text(&self.market);
         self.params.write(&mut writer);
         writer.u32(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
-        let mut members: Vec<_> = self.members.iter().collect();
-        members.sort_by_key(|member| member.key);
-        for member in members {
+        for member in &self.members {
             writer.text(&member.name).bytes(&member.key.0);
             member.consensus_addr.write(&mut writer);
             member.payload_addr.write(&mut writer);

@@ -43,9 +43,18 @@ pub enum StateKey {
     Holders(DataHash),
     /// A removed listing.
     Tombstone(DataHash),
+    /// Who has a name: the name's bytes, then zeros.
+    MemberName([u8; 32]),
 }
 
 impl StateKey {
+    /// The key under which the holder of `name` stands; longer names than members have are cut.
+    pub fn member_name(name: &str) -> Self {
+        let mut padded = [0; 32];
+        padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        Self::MemberName(padded)
+    }
+
     /// The canonical bytes: a tag, then the identity.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
@@ -64,6 +73,7 @@ impl StateKey {
             Self::ListingSeq(seq) => writer.u8(12).bytes(&seq.to_be_bytes()),
             Self::Holders(id) => writer.u8(13).bytes(&id.0),
             Self::Tombstone(id) => writer.u8(14).bytes(&id.0),
+            Self::MemberName(name) => writer.u8(15).bytes(name),
         };
         writer.into_bytes()
     }
@@ -89,6 +99,7 @@ impl StateKey {
             12 => Self::ListingSeq(u64::from_be_bytes(reader.array("key")?)),
             13 => Self::Holders(DataHash(reader.array("key")?)),
             14 => Self::Tombstone(DataHash(reader.array("key")?)),
+            15 => Self::MemberName(reader.array("key")?),
             _ => return Err(field_error("key", "has no known tag")),
         };
         reader.finish()?;
@@ -113,6 +124,7 @@ pub(crate) enum Record {
     ListingSeq(DataHash),
     Holders(MemberSet),
     Tombstone(Tombstone),
+    MemberName(PublicKey),
 }
 
 /// Name and genesis hash: the root over the state names the market it belongs to.
@@ -400,7 +412,7 @@ impl Record {
                 });
             }
             Self::Member(member) => member.write(&mut w),
-            Self::MemberIndex(key) => {
+            Self::MemberIndex(key) | Self::MemberName(key) => {
                 w.bytes(&key.0);
             }
             Self::Nonce(nonce) => {
@@ -454,6 +466,7 @@ impl Record {
             }
             StateKey::Member(key) => Self::Member(Member::read(key, &mut r)?),
             StateKey::MemberIndex(_) => Self::MemberIndex(PublicKey(r.array("member key")?)),
+            StateKey::MemberName(_) => Self::MemberName(PublicKey(r.array("member key")?)),
             StateKey::Nonce(_) => Self::Nonce(r.u64("nonce")?),
             StateKey::Candidate(id) => Self::Candidate(Candidate {
                 offer: offer_of(id, &mut r)?,
@@ -592,7 +605,7 @@ mod tests {
             id[31] = n;
             id
         };
-        (1u8..=14, any::<u64>(), any::<u8>()).prop_map(move |(tag, number, n)| match tag {
+        (1u8..=15, any::<u64>(), any::<u8>()).prop_map(move |(tag, number, n)| match tag {
             1 => StateKey::Market,
             2 => StateKey::Params,
             3 => StateKey::Counters,
@@ -606,7 +619,8 @@ mod tests {
             11 => StateKey::Listing(DataHash(near(n))),
             12 => StateKey::ListingSeq(number),
             13 => StateKey::Holders(DataHash(near(n))),
-            _ => StateKey::Tombstone(DataHash(near(n))),
+            14 => StateKey::Tombstone(DataHash(near(n))),
+            _ => StateKey::MemberName(near(n)),
         })
     }
 

@@ -80,10 +80,17 @@ impl Overlay<'_> {
     }
 
     fn is_name_taken(&self, name: &str, but: &PublicKey) -> bool {
-        self.member_keys().iter().filter(|key| *key != but).any(|key| {
-            let member = self.member(key);
-            member.is_some_and(|m| m.is_admitted() && m.endpoint.name == name)
-        })
+        self.member_of_name(name).is_some_and(|key| key != *but)
+    }
+
+    /// Takes a member out of the market, but not its record.
+    pub(crate) fn end_membership(&mut self, key: &PublicKey, index: u32) {
+        self.set_power(key, index, 0);
+        if let Some(member) = self.member(key) {
+            self.delete(StateKey::member_name(&member.endpoint.name));
+        }
+        self.delete(StateKey::MemberIndex(index));
+        self.edit_counters(|c| c.member_count = c.member_count.saturating_sub(1));
     }
 
     fn is_registered(&self, key: &PublicKey) -> Result<bool, TxCode> {
@@ -168,10 +175,12 @@ impl Overlay<'_> {
         signer: PublicKey,
         endpoint: &Endpoint,
     ) -> Result<Vec<Event>, Refusal> {
-        self.admitted(&signer)?;
+        let old_name = StateKey::member_name(&self.admitted(&signer)?.0.endpoint.name);
         if self.is_name_taken(&endpoint.name, &signer) {
             return Err(Refusal::new(TxCode::NameTaken, endpoint.name.clone()));
         }
+        self.delete(old_name);
+        self.put(StateKey::member_name(&endpoint.name), Record::MemberName(signer));
         self.edit_member(&signer, |member| member.endpoint = endpoint.clone());
         Ok(vec![Event::EndpointChanged(signer)])
     }
@@ -190,10 +199,8 @@ impl Overlay<'_> {
                 if member.is_validator() && self.newest_validators().len() <= 1 {
                     return Err(TxCode::LastValidator.into());
                 }
-                self.set_power(&signer, index, 0);
+                self.end_membership(&signer, index);
                 self.delete(StateKey::Member(signer));
-                self.delete(StateKey::MemberIndex(index));
-                self.edit_counters(|c| c.member_count = c.member_count.saturating_sub(1));
             }
         }
         Ok(vec![Event::Left(signer)])
@@ -249,7 +256,9 @@ impl Overlay<'_> {
         {
             return Vec::new();
         }
+        let name = StateKey::member_name(&member.endpoint.name);
         let index = self.counters().next_member_index;
+        self.put(name, Record::MemberName(*key));
         self.edit_member(key, |member| member.standing = Standing::Admitted { index });
         self.put(StateKey::MemberIndex(index), Record::MemberIndex(*key));
         self.edit_counters(|c| {

@@ -48,6 +48,14 @@ pub(crate) trait Records {
         }
     }
 
+    /// The admitted member that has `name`.
+    fn member_of_name(&self, name: &str) -> Option<PublicKey> {
+        match self.record(&StateKey::member_name(name)) {
+            Some(Record::MemberName(key)) => Some(*key),
+            _ => None,
+        }
+    }
+
     fn nonce(&self, signer: &PublicKey) -> u64 {
         match self.record(&StateKey::Nonce(*signer)) {
             Some(Record::Nonce(nonce)) => *nonce,
@@ -131,6 +139,7 @@ impl State {
             let key = founder.key;
             validators.push(Validator { key, index, power: founder.power });
             records.insert(StateKey::MemberIndex(index), Record::MemberIndex(key));
+            records.insert(StateKey::member_name(&founder.name), Record::MemberName(key));
             let endpoint = Endpoint {
                 name: founder.name.clone(),
                 consensus_addr: founder.consensus_addr,
@@ -304,6 +313,12 @@ impl State {
     /// One of [`State::members`].
     pub fn member(&self, key: &PublicKey) -> Option<&Member> {
         Records::member(self, key)
+    }
+
+    /// The admitted member that people call `name`; names are unique among members.
+    pub fn member_by_name(&self, name: &str) -> Option<&Member> {
+        let key = self.member_of_name(name)?;
+        self.member(&key).filter(|member| member.endpoint.name == name)
     }
 
     /// The last nonce of `signer`; its next transaction carries one more.

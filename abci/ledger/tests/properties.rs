@@ -192,6 +192,11 @@ fn check_totals(state: &State) {
     let listings: Vec<_> = state.listings(0).collect();
     assert_eq!(listings.len() as u64, state.listing_count());
     for member in state.members() {
+        let is_of_name = |m: &ringseed_ledger::Member| m.key == member.key;
+        assert_eq!(
+            member.is_admitted(),
+            state.member_by_name(&member.endpoint.name).is_some_and(is_of_name)
+        );
         let held = listings.iter().filter(|l| state.is_holder(&l.id(), &member.key)).count();
         assert!(!member.is_admitted() || member.held_count == held as u64);
         // Void candidates that lazy expiry has not reached yet still count.

@@ -180,7 +180,12 @@ fn names_are_unique_among_members() {
     assert_eq!(world.one(9, TxBody::UpdateEndpoint(named("node0"))), TxCode::NameTaken);
     assert_eq!(world.one(9, TxBody::UpdateEndpoint(named("other"))), TxCode::Ok);
     assert_eq!(world.state.member(&public(9)).unwrap().endpoint.name, "other");
-    assert_eq!(world.one(0, admit(8)), TxCode::Ok);
+    assert_eq!(world.state.member_by_name("other").unwrap().key, public(9));
+    assert!(world.state.member_by_name("new").is_none(), "free again");
+    world.must(vec![(0, admit(8)), (1, admit(8)), (2, admit(8))]);
+    assert_eq!(world.state.member_by_name("new").unwrap().key, public(8));
+    world.must(vec![(8, TxBody::Leave)]);
+    assert_eq!(world.one(9, TxBody::UpdateEndpoint(named("new"))), TxCode::Ok);
 }
 
 #[test]
@@ -793,6 +798,9 @@ fn a_bad_genesis_is_refused_by_name() {
     }
     let members: Vec<_> = genesis_of(&[1; 50], params()).members;
     let mut more = members.clone();
+    let unsorted =
+        Genesis { members: members.iter().rev().cloned().collect(), ..genesis_of(&[1], params()) };
+    assert!(State::from_genesis(&unsorted).unwrap_err().to_string().contains("not sorted"));
     let mut member = members[0].clone();
     member.name = "one-more".into();
     member.key = public(77);

@@ -128,6 +128,9 @@ fn formats_are_as_written() {
 /// The files alone make the same state: nothing here calls an encoder.
 #[test]
 fn stored_blocks_give_the_stored_app_hashes() {
+    if std::env::var_os("RINGSEED_WRITE_VECTORS").is_some() {
+        return; // They are being written.
+    }
     let genesis =
         Genesis::from_text(&std::fs::read_to_string(file("genesis.toml")).unwrap()).unwrap();
     let mut state = State::from_genesis(&genesis).unwrap();
