@@ -251,7 +251,7 @@ impl Parser<'_> {
                         continue;
                     }
                     b'i' => self.integer()?,
-                    b'0'..=b'9' => drop(self.string()?),
+                    b'0'..=b'9' => self.string().map(|_| ())?,
                     byte => return Err(BencodeError::Unexpected { byte, offset: start }),
                 }
             }

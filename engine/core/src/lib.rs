@@ -4,8 +4,7 @@
 pub mod bencode;
 pub mod bitfield;
 pub mod geometry;
-
 pub mod merkle;
 pub mod metainfo;
-pub mod wire;
 pub mod swarm;
+pub mod wire;

@@ -355,16 +355,14 @@ impl HashRange {
                 return Err(MerkleError::NotPadding { layer: self.base_layer, index });
             }
         }
-        let mut layer = self.base_layer + self.height();
         let mut index = u64::from(self.index) >> self.height();
         let mut node = subtree_root(base, self.base_layer, self.height());
-        for uncle in uncles {
+        for (layer, uncle) in (self.base_layer + self.height()..).zip(uncles) {
             if (index ^ 1) >= shape.node_count(layer) && uncle != pad_hash(layer) {
                 return Err(MerkleError::NotPadding { layer, index: index ^ 1 });
             }
             node = if index & 1 == 0 { parent(&node, uncle) } else { parent(uncle, &node) };
             index >>= 1;
-            layer += 1;
         }
         if node == *anchor { Ok(()) } else { Err(MerkleError::Mismatch) }
     }

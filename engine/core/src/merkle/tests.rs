@@ -48,7 +48,7 @@ fn requests_that_fit_no_tree_are_refused() {
         request(10, 0, 1, 0),
         Some(MerkleError::BaseLayer { base_layer: 10, layer_count: 10 })
     );
-    assert_eq!(request(u32::MAX, 0, 1, 0).is_some(), true);
+    assert!(request(u32::MAX, 0, 1, 0).is_some());
     for (index, length) in [(0, 0), (0, 3), (512, 487), (0, u32::MAX), (0, 16_384), (u32::MAX, 3)] {
         assert_eq!(request(0, index, length, 0), Some(MerkleError::Length { index, length }));
     }

@@ -1,0 +1,346 @@
+//! Info dictionaries that break one rule each.
+
+use super::*;
+use crate::geometry::GeometryError;
+
+const ROOT: [u8; 32] = [0x52; 32];
+
+/// A v1 list entry: path, length, attr.
+type Entry = (&'static [&'static [u8]], i64, &'static [u8]);
+
+/// Parts of an info dictionary; what is `None` is left out.
+#[derive(Clone, Default)]
+struct Parts {
+    files: Option<Vec<Entry>>,
+    length: Option<i64>,
+    meta_version: Option<i64>,
+    name: Option<&'static [u8]>,
+    piece_len: Option<i64>,
+    pieces: Option<usize>,
+    /// Already encoded.
+    tree: Option<Vec<u8>>,
+}
+
+impl Parts {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Encoder::new();
+        out.dict();
+        if let Some(tree) = &self.tree {
+            out.key(b"file tree").raw(tree);
+        }
+        if let Some(files) = &self.files {
+            out.key(b"files").list();
+            for (path, len, attr) in files {
+                out.dict();
+                if !attr.is_empty() {
+                    out.key(b"attr").bytes(attr);
+                }
+                out.key(b"length").int(*len).key(b"path").list();
+                for part in *path {
+                    out.bytes(part);
+                }
+                out.end().end();
+            }
+            out.end();
+        }
+        if let Some(length) = self.length {
+            out.key(b"length").int(length);
+        }
+        if let Some(version) = self.meta_version {
+            out.key(b"meta version").int(version);
+        }
+        if let Some(name) = self.name {
+            out.key(b"name").bytes(name);
+        }
+        if let Some(piece_len) = self.piece_len {
+            out.key(b"piece length").int(piece_len);
+        }
+        if let Some(pieces) = self.pieces {
+            out.key(b"pieces").bytes(&vec![1; 20 * pieces]);
+        }
+        out.end();
+        out.finish()
+    }
+
+    fn parse(&self) -> Result<Info, MetainfoError> {
+        Info::parse(&self.encode())
+    }
+
+    #[track_caller]
+    fn refused(&self) -> MetainfoError {
+        self.parse().expect_err("taken")
+    }
+}
+
+fn v1(files: Vec<Entry>, pieces: usize) -> Parts {
+    Parts {
+        files: Some(files),
+        name: Some(b"t"),
+        piece_len: Some(16_384),
+        pieces: Some(pieces),
+        ..Parts::default()
+    }
+}
+
+fn v2(tree: &[u8]) -> Parts {
+    Parts {
+        tree: Some(tree.to_vec()),
+        meta_version: Some(2),
+        name: Some(b"t"),
+        piece_len: Some(16_384),
+        ..Parts::default()
+    }
+}
+
+/// A file of the tree, encoded.
+fn leaf(len: i64, root: Option<&[u8]>) -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.dict().key(b"").dict().key(b"length").int(len);
+    if let Some(root) = root {
+        out.key(b"pieces root").bytes(root);
+    }
+    out.end().end();
+    out.finish()
+}
+
+fn tree_with(entries: &[(&[u8], Vec<u8>)]) -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.dict();
+    for (name, value) in entries {
+        out.key(name).raw(value);
+    }
+    out.end();
+    out.finish()
+}
+
+fn hybrid(files: Vec<Entry>, pieces: usize) -> Parts {
+    let tree = tree_with(&[
+        (b"a", leaf(10, Some(&ROOT))),
+        (b"b", leaf(0, None)),
+        (b"c", leaf(16_384, Some(&[0x53; 32]))),
+        (b"d", leaf(5, Some(&[0x54; 32]))),
+    ]);
+    Parts { tree: Some(tree), meta_version: Some(2), ..v1(files, pieces) }
+}
+
+const A: Entry = (&[b"a"], 10, b"");
+const B: Entry = (&[b"b"], 0, b"");
+const C: Entry = (&[b"c"], 16_384, b"");
+const D: Entry = (&[b"d"], 5, b"");
+const PAD_A: Entry = (&[b".pad", b"1"], 16_374, b"p");
+const PAD_D: Entry = (&[b".pad", b"2"], 16_379, b"p");
+
+#[test]
+fn hybrids_agree_or_are_refused() {
+    for good in [
+        vec![A, B, PAD_A, C, D],
+        vec![A, PAD_A, B, C, D],
+        vec![A, PAD_A, B, C, D, PAD_D],
+        vec![A, PAD_A, B, (C.0, C.1, b"x"), D],
+    ] {
+        let info = hybrid(good.clone(), 3).parse().unwrap();
+        assert_eq!(info.kind(), Kind::Hybrid);
+        let roots = info.files().iter().filter(|file| file.pieces_root.is_some()).count();
+        assert_eq!((roots, info.files().len()), (3, good.len()));
+    }
+    let refused = |files| match hybrid(files, 3).refused() {
+        MetainfoError::Hybrid { file_index, .. } => file_index,
+        other => panic!("{other}"),
+    };
+    assert_eq!(refused(vec![A, B, C, D]), 2); // no pad
+    assert_eq!(refused(vec![A, PAD_D, B, C, D]), 1); // too long
+    assert_eq!(refused(vec![A, PAD_A, PAD_A, B, C, D]), 2); // twice
+    assert_eq!(refused(vec![PAD_A, A, PAD_A, B, C, D]), 0); // in front
+    assert_eq!(refused(vec![A, PAD_A, B, C, (&[b"p"], 16_384, b"p"), D]), 4); // a whole piece
+    assert_eq!(refused(vec![A, PAD_A, B, C, (&[b"p"], 0, b"p"), D]), 4); // of nothing
+    assert_eq!(refused(vec![A, PAD_A, B, C]), 4); // a file is missing
+    assert_eq!(refused(vec![A, PAD_A, C, D]), 2); // an empty file is missing
+    assert_eq!(refused(vec![A, PAD_A, B, C, D, PAD_D, (&[b"e"], 1, b"")]), 6); // one too many
+    assert_eq!(refused(vec![B, A, PAD_A, C, D]), 0); // another order
+    assert_eq!(refused(vec![(&[b"A"], 10, b""), PAD_A, B, C, D]), 0); // another name
+    assert_eq!(refused(vec![(&[b"x", b"a"], 10, b""), PAD_A, B, C, D]), 0);
+    assert_eq!(refused(vec![(&[b"a"], 11, b""), PAD_A, B, C, D]), 0); // another length
+
+    // The one file of a v1 torrent is called like the torrent.
+    let single = |name| Parts {
+        tree: Some(tree_with(&[(b"a", leaf(10, Some(&ROOT)))])),
+        files: None,
+        length: Some(10),
+        name: Some(name),
+        ..hybrid(Vec::new(), 1)
+    };
+    assert_eq!(single(b"a").parse().unwrap().files()[0].path.as_str(), "a");
+    assert!(matches!(single(b"t").refused(), MetainfoError::Hybrid { file_index: 0, .. }));
+}
+
+#[test]
+fn half_a_view_is_none() {
+    let whole = hybrid(vec![A, PAD_A, B, C, D], 3);
+    let tree = whole.tree.clone().unwrap();
+    let none = Parts { name: Some(b"t"), piece_len: Some(16_384), ..Parts::default() };
+    let cases = [
+        Parts { meta_version: None, ..whole.clone() },
+        Parts { tree: None, ..whole.clone() },
+        Parts { pieces: None, ..whole.clone() },
+        Parts { files: None, ..whole.clone() },
+        Parts { length: Some(5), ..whole.clone() },
+        Parts { pieces: Some(1), ..v2(&tree) },
+        Parts { length: Some(1), ..v2(&tree) },
+        none,
+    ];
+    for (at, case) in cases.iter().enumerate() {
+        assert!(matches!(case.refused(), MetainfoError::View(_)), "{at}: {}", case.refused());
+    }
+    for found in [-1, 0, 1, 3, i64::MAX] {
+        let newer = Parts { meta_version: Some(found), ..whole.clone() };
+        assert_eq!(newer.refused(), MetainfoError::MetaVersion { found });
+        // The version is looked at first, whatever else is broken.
+        let broken = Parts { tree: None, name: None, piece_len: None, ..newer };
+        assert_eq!(broken.refused(), MetainfoError::MetaVersion { found });
+    }
+    let missing = |parts: Parts| match parts.refused() {
+        MetainfoError::Missing { key } => key,
+        other => panic!("{other}"),
+    };
+    assert_eq!(missing(Parts { name: None, ..whole.clone() }), "name");
+    assert_eq!(missing(Parts { piece_len: None, ..whole }), "piece length");
+}
+
+#[test]
+fn v1_numbers_are_checked() {
+    let take = |files, pieces| v1(files, pieces).parse().map(|info| info.geometry().total_len());
+    assert_eq!(take(vec![A, C], 2), Ok(16_394));
+    let wrong_len =
+        |expected_bytes, found_bytes| MetainfoError::PiecesLen { expected_bytes, found_bytes };
+    assert_eq!(take(vec![A, C], 1), Err(wrong_len(40, 20)));
+    assert_eq!(take(vec![A, C], 3), Err(wrong_len(40, 60)));
+    assert_eq!(take(vec![], 0), Err(GeometryError::Empty.into()));
+    assert_eq!(take(vec![B], 0), Err(GeometryError::Empty.into()));
+    assert_eq!(take(vec![(&[b"a"], -1, b"")], 1), Err(MetainfoError::WrongValue { key: "length" }));
+    let huge: Entry = (&[b"h"], i64::MAX, b"");
+    assert_eq!(take(vec![A, huge], 1), Err(GeometryError::TooLong { file_index: 1 }.into()));
+    for len in [-1, 0, 1, 1023, i64::MAX] {
+        assert!(Parts { piece_len: Some(len), ..v1(vec![A], 1) }.parse().is_err());
+        assert!(
+            Parts { piece_len: Some(len), ..hybrid(vec![A, PAD_A, B, C, D], 3) }.parse().is_err()
+        );
+    }
+    // Pads anywhere, of any length and name, are fine in v1.
+    let odd: Entry = (&[b"..", b""], 7, b"p");
+    let pads = v1(vec![odd, A, odd, odd, C, odd], 2).parse().unwrap();
+    assert_eq!(pads.geometry().payload_len(), 16_394);
+    assert!(pads.files()[0].pad && pads.files()[0].path.as_str().starts_with(".pad/"));
+}
+
+#[test]
+fn links_and_bad_names_are_refused() {
+    let one = |entry| v1(vec![entry], 1).refused();
+    assert_eq!(one((&[b"a"], 10, b"l")), MetainfoError::Symlink { file_index: 0 });
+    assert_eq!(one((&[b"a"], 10, b"xl")), MetainfoError::Symlink { file_index: 0 });
+    assert_eq!(one((&[], 10, b"")), NameError::Empty.into());
+    assert!(matches!(one((&[b".."], 10, b"")), MetainfoError::Name(NameError::Traversal { .. })));
+    assert!(matches!(one((&[b"a/b"], 10, b"")), MetainfoError::Name(NameError::Separator { .. })));
+    let name = Parts { name: Some(b".."), ..v1(vec![A], 1) };
+    assert!(matches!(name.refused(), MetainfoError::Name(NameError::Traversal { .. })));
+    let twice = v1(vec![A, A], 1).refused();
+    assert_eq!(twice, NameError::Duplicate { path: "t/a".to_owned() }.into());
+    let inside: Entry = (&[b"a", b"b"], 1, b"");
+    let both = NameError::FileIsFolder { path: "t/a".to_owned() };
+    assert_eq!(v1(vec![inside, A], 1).refused(), both.into());
+    // Names that become one by mapping are two files of one name.
+    let mapped = v1(vec![(&[b"\\"], 1, b""), (&[b"%5C"], 1, b"")], 1).refused();
+    assert_eq!(mapped, NameError::Duplicate { path: "t/%5C".to_owned() }.into());
+    assert_eq!(
+        v1(vec![(&[b"x"], 10, b"xh")], 1).parse().map(|info| info.files()[0].executable),
+        Ok(true)
+    );
+}
+
+#[test]
+fn trees_keep_the_rules_of_bep_52() {
+    let good = leaf(10, Some(&ROOT));
+    let deep = |depth: usize| {
+        let mut tree = good.clone();
+        for _ in 0..depth {
+            tree = tree_with(&[(b"d", tree)]);
+        }
+        tree
+    };
+    assert!(v2(&tree_with(&[(b"a", good.clone()), (b"b", leaf(0, None))])).parse().is_ok());
+    assert_eq!(v2(&deep(31)).parse().map(|info| info.files()[0].path.components().count()), Ok(32));
+    assert_eq!(v2(&deep(32)).refused(), NameError::TooDeep.into());
+    assert!(matches!(
+        v2(&deep(1000)).refused(),
+        MetainfoError::Bencode(BencodeError::TooDeep { .. })
+    ));
+
+    let linked = b"d0:d4:attr1:l6:lengthi10e11:pieces root32:RRRRRRRRRRRRRRRRRRRRRRRRRRRRRRRRee";
+    let padded = b"d0:d4:attr1:p6:lengthi10e11:pieces root32:RRRRRRRRRRRRRRRRRRRRRRRRRRRRRRRRee";
+    let bad: &[(&str, Vec<u8>)] = &[
+        ("the root is a file", good.clone()),
+        ("no dictionary", b"le".to_vec()),
+        ("an entry is no dictionary", b"d1:ai1ee".to_vec()),
+        ("a folder is empty", b"d1:adee".to_vec()),
+        ("properties are no dictionary", b"d1:ad0:i1eee".to_vec()),
+        ("no length", b"d1:ad0:deee".to_vec()),
+        ("negative", tree_with(&[(b"a", leaf(-1, Some(&ROOT)))])),
+        ("no root", tree_with(&[(b"a", leaf(10, None))])),
+        ("root of nothing", tree_with(&[(b"a", leaf(0, Some(&ROOT)))])),
+        ("short root", tree_with(&[(b"a", leaf(10, Some(&ROOT[1..])))])),
+        ("zero root", tree_with(&[(b"a", leaf(10, Some(&[0; 32])))])),
+        ("pad", tree_with(&[(b"a", padded.to_vec())])),
+        ("siblings", tree_with(&[(b"a", b"d0:d6:lengthi0ee1:xdee".to_vec())])),
+    ];
+    for (what, tree) in bad {
+        let error = v2(tree).refused();
+        assert!(matches!(error, MetainfoError::FileTree { .. }), "{what}: {error}");
+    }
+    let link = v2(&tree_with(&[(b"a", linked.to_vec())])).refused();
+    assert_eq!(link, MetainfoError::Symlink { file_index: 0 });
+    let empty = v2(b"de").refused();
+    assert_eq!(empty, GeometryError::Empty.into());
+
+    // One root for two lengths: one of the files lies.
+    let lengths = [(&b"a"[..], leaf(10, Some(&ROOT))), (b"b", leaf(40_000, Some(&ROOT)))];
+    assert_eq!(v2(&tree_with(&lengths)).refused(), MetainfoError::RootShared);
+    let same = [(&b"a"[..], leaf(40_000, Some(&ROOT))), (b"b", leaf(40_000, Some(&ROOT)))];
+    let info = v2(&tree_with(&same)).parse().unwrap();
+    assert_eq!((info.layer_roots().len(), info.layer_len(&ROOT)), (1, Some(3)));
+}
+
+#[test]
+fn keys_out_of_order_pass_in_v1_only() {
+    let unsorted = b"d4:name1:t6:lengthi5e12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
+    let info = Info::parse(unsorted).unwrap();
+    assert_eq!(info.info_hash_v1(), Some(Sha1::digest(unsorted).into()));
+    let outer = [b"d4:info", &unsorted[..], b"8:announce3:urle"].concat();
+    let metainfo = Metainfo::parse(&outer).unwrap();
+    assert_eq!(metainfo.first_unsorted(), Some(7 + 10));
+    assert_eq!((metainfo.announce(), metainfo.info().raw()), (Some("url"), &unsorted[..]));
+
+    let v2 = v2(&tree_with(&[(b"a", leaf(10, Some(&ROOT)))])).encode();
+    let outer = [b"d4:info", &v2[..], b"8:announce3:urle"].concat();
+    let offset = 7 + v2.len();
+    assert_eq!(Metainfo::parse(&outer).err(), Some(MetainfoError::NotCanonical { offset }));
+    let mut swapped = v2.clone();
+    swapped.splice(1..1, *b"1:zi1e");
+    let refused = Info::parse(&swapped).err();
+    assert!(matches!(refused, Some(MetainfoError::NotCanonical { offset: 7 })));
+}
+
+#[test]
+fn what_stands_around_the_info_is_optional_and_bounded() {
+    let info = v1(vec![A], 1).encode();
+    let tiers: String = (0..600).map(|_| "l1:a1:bi3ee".to_owned()).collect();
+    let outer = "d8:announcei1e13:announce-listle7:comment2:ok13:creation datei5e4:info";
+    let parsed = Metainfo::parse(&[outer.as_bytes(), &info, b"e"].concat()).unwrap();
+    assert_eq!((parsed.announce(), parsed.comment()), (None, Some("ok")));
+    assert_eq!(parsed.creation_date(), Some(5));
+    let outer = format!("d13:announce-listl{tiers}e4:info");
+    let parsed = Metainfo::parse(&[outer.as_bytes(), &info, b"e"].concat()).unwrap();
+    assert_eq!(parsed.announce_tiers().iter().flatten().count(), TRACKERS_MAX);
+    assert_eq!(Metainfo::parse(b"de").err(), Some(MetainfoError::Missing { key: "info" }));
+    assert_eq!(Metainfo::parse(b"le").err(), Some(MetainfoError::WrongValue { key: "" }));
+    let huge = vec![b'l'; INFO_LEN_MAX + 1];
+    assert!(matches!(Info::parse(&huge).err(), Some(MetainfoError::InfoTooLong { .. })));
+}
