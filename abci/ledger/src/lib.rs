@@ -5,6 +5,35 @@
 //! ([`State::commit`]). The same blocks give the same app hash everywhere: there is no clock, no
 //! float, no I/O, no map with a random order here, and bad input is a [`TxCode`].
 //!
+//! ```
+//! use ringseed_ledger::{
+//!     DecidedBlock, Genesis, Params, SigningKey, State, StateKey, Tx, TxBody, TxCode,
+//! };
+//!
+//! let key = SigningKey::from_seed(&[7; 32]);
+//! let member = format!("alice,{},127.0.0.1:4000,127.0.0.1:5000,1", key.public());
+//! let genesis = Genesis::new("films", Params::local(), vec![member.parse()?])?;
+//! let mut state = State::from_genesis(&genesis)?;
+//!
+//! let body = TxBody::attest(Vec::new(), Vec::new());
+//! let nonce = state.nonce(&key.public()) + 1;
+//! let tx = Tx::sign(&key, &state.genesis_hash(), nonce, state.height() + 100, body)?;
+//! let block = DecidedBlock {
+//!     height: state.height() + 1,
+//!     txs: vec![tx.to_bytes()],
+//!     proposer: key.public(),
+//!     misbehaviour: Vec::new(),
+//! };
+//! let outcome = state.execute(&block);
+//! assert_eq!(outcome.results[0].code, TxCode::Ok);
+//! state.commit(&outcome.delta)?;
+//!
+//! let signer = StateKey::Nonce(key.public());
+//! let value = state.value(&signer);
+//! state.proof(&signer).verify(&state.app_hash(), &signer, value.as_deref())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Words (see the design, section 7): a *member* is a registered and admitted key, an *observer* a
 //! member without power, a *validator* one with power, an *owner* the key that signed a candidate, a
 //! *candidate* an offered listing that is not yet one.

@@ -99,12 +99,14 @@ params! {
 }
 
 impl Params {
-    /// A market on one machine: blocks as fast as every 50 ms, short windows.
+    /// A market on one machine for a while: blocks as fast as every 50 ms, and windows so short that
+    /// they end within seconds even while nothing happens.
     pub fn local() -> Self {
         Self {
             block_interval_ms_min: 50,
-            removal_grace_heights: 20,
-            trust_window_heights: 20,
+            idle_block_interval_ms: 1_000,
+            removal_grace_heights: 3,
+            trust_window_heights: 2,
             ..Self::default()
         }
     }

@@ -3,8 +3,9 @@
 mod support;
 
 use ringseed_ledger::{
-    CommitError, Genesis, PENDING_PER_SIGNER_MAX, Params, PendingNonces, ProposalFault, Standing,
-    State, StateKey, TX_LEN_MAX, Tx, TxBody, TxCode, VALID_AHEAD_HEIGHTS_MAX, is_over_two_thirds,
+    BadSignature, CommitError, DataHash, Genesis, PENDING_PER_SIGNER_MAX, Params, PendingNonces,
+    ProposalFault, PublicKey, Signature, Standing, State, StateKey, TX_LEN_MAX, Tx, TxBody, TxCode,
+    VALID_AHEAD_HEIGHTS_MAX, is_over_two_thirds,
 };
 use support::*;
 
@@ -21,6 +22,41 @@ fn a_bad_signature_is_refused() {
     tx[name] = b'X';
     assert_eq!(world.raw(vec![tx]), [TxCode::BadSignature]);
     assert_eq!(world.state.nonce(&public(0)), 0);
+}
+
+/// Other verifiers accept these: batch ones, those without the strict rule, or those that do not
+/// reduce S. One accepting node among refusing ones would part the market.
+#[test]
+fn signatures_follow_one_rule() {
+    // The identity as key and as R, S = 0: verifies every message where small orders are allowed.
+    let mut identity = [0; 32];
+    identity[0] = 1;
+    let mut signature = [0; 64];
+    signature[0] = 1;
+    assert!(!PublicKey(identity).is_usable());
+    assert_eq!(PublicKey(identity).verify(b"any", &Signature(signature)), Err(BadSignature));
+    // S + L in place of S.
+    let order = "edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010";
+    let order: DataHash = order.parse().unwrap();
+    let mut signature = key(0).sign(b"any");
+    public(0).verify(b"any", &signature).unwrap();
+    let mut carry = 0;
+    for (byte, add) in signature.0[32..].iter_mut().zip(order.0) {
+        let sum = u16::from(*byte) + u16::from(add) + carry;
+        *byte = sum as u8;
+        carry = sum >> 8;
+    }
+    assert_eq!(public(0).verify(b"any", &signature), Err(BadSignature));
+    // A key that is no point: 2 is no coordinate of one.
+    let mut no_point = [0; 32];
+    no_point[0] = 2;
+    assert_eq!(PublicKey(no_point).verify(b"any", &key(0).sign(b"any")), Err(BadSignature));
+}
+
+#[test]
+fn a_secret_key_is_not_printed() {
+    let text = format!("{:?}", key(0));
+    assert!(text.contains(&public(0).to_string()) && !text.contains(&"01".repeat(32)));
 }
 
 #[test]

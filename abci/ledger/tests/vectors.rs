@@ -26,7 +26,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn unhex(text: &str) -> Vec<u8> {
     let digits = text.as_bytes();
-    assert!(digits.len() % 2 == 0, "odd hexadecimal");
+    assert!(digits.len().is_multiple_of(2), "odd hexadecimal");
     digits
         .chunks(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
