@@ -239,7 +239,10 @@ impl Swarm {
     /// Whether a peer has a piece of an extent that we lack.
     fn peer_can(&self, key: PeerKey, extent: ExtentIndex) -> bool {
         let (has, have) = (&self.peers[&key].has, self.work.have());
-        self.work.geometry().pieces_of_extent(extent).any(|piece| has.get(piece) && !have.get(piece))
+        self.work
+            .geometry()
+            .pieces_of_extent(extent)
+            .any(|piece| has.get(piece) && !have.get(piece))
     }
 
     /// The untouched group to begin next with a peer.
@@ -334,9 +337,10 @@ impl Swarm {
         let mut found = self.work.actives().filter(|(extent, active)| {
             active.missing > 0
                 && active.owner.is_some_and(|owner| owner != key)
-                && active.slots.iter().any(|slot| {
-                    slot.state == BlockState::Missing && has.get(slot.block.piece())
-                })
+                && active
+                    .slots
+                    .iter()
+                    .any(|slot| slot.state == BlockState::Missing && has.get(slot.block.piece()))
                 && active.since < now
                 && self.is_free_for(key, *extent)
         });
@@ -365,7 +369,8 @@ impl Swarm {
         let Some((slow, seconds)) = slowest.max_by(|a, b| a.1.total_cmp(&b.1)) else {
             return;
         };
-        let own_seconds = (TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN)) / own_rate.unwrap_or(RATE_GUESS);
+        let own_seconds =
+            (TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN)) / own_rate.unwrap_or(RATE_GUESS);
         if seconds < TWIN_GAIN * own_seconds + TWIN_SAVES_MIN {
             return;
         }

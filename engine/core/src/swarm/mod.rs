@@ -577,9 +577,10 @@ impl Swarm {
     // Shares.
 
     fn update_shares(&mut self) {
-        let receivers = self.peers.values().filter(|peer| {
-            peer.known && peer.info.ours && !peer.stalled && !peer.has.is_full()
-        });
+        let receivers = self
+            .peers
+            .values()
+            .filter(|peer| peer.known && peer.info.ours && !peer.stalled && !peer.has.is_full());
         let shares = Shares::new(self.own_id, receivers.map(|peer| peer.info.peer_id));
         if shares != self.shares {
             self.shares = shares;
@@ -597,9 +598,10 @@ impl Swarm {
 /// How many blocks a peer's pipeline holds now.
 fn pipeline_max(peer: &Peer) -> u32 {
     let bound = PIPELINE_MAX.min(peer.requests_max).max(1);
-    let of_rate = peer.rate.get().map_or(0.0, |rate| {
-        rate * PIPELINE_TIME.as_secs_f64() / f64::from(BLOCK_LEN)
-    });
+    let of_rate = peer
+        .rate
+        .get()
+        .map_or(0.0, |rate| rate * PIPELINE_TIME.as_secs_f64() / f64::from(BLOCK_LEN));
     let wanted = if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN) };
     wanted.min(bound)
 }

@@ -34,7 +34,8 @@ impl Shares {
     /// receiver has exactly one, so that even three pieces spread over three receivers.
     pub(super) fn is_own(self, group: u32) -> bool {
         let row = mix(u64::from(group / self.count));
-        let rank = (u64::from(group % self.count) + row % u64::from(self.count)) as u32 % self.count;
+        let rank =
+            (u64::from(group % self.count) + row % u64::from(self.count)) as u32 % self.count;
         rank == self.own_rank
     }
 }

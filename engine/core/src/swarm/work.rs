@@ -98,7 +98,8 @@ impl Work {
             payload_left += if have.get(piece) { 0 } else { len };
         }
         let groups_are_pieces = geometry.piece_len_nominal() > EXTENT_LEN_MAX;
-        let count = if groups_are_pieces { geometry.piece_count() } else { geometry.extent_count() };
+        let count =
+            if groups_are_pieces { geometry.piece_count() } else { geometry.extent_count() };
         let mut work = Self {
             geometry,
             have,

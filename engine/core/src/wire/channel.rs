@@ -330,7 +330,9 @@ impl Channel {
     pub fn send_availability(&mut self, have: Option<&Bitfield>) {
         let fast = self.reserved.fast();
         match have {
-            Some(have) if fast && have.is_full() => self.out.push_back(Out::Plain(Message::HaveAll)),
+            Some(have) if fast && have.is_full() => {
+                self.out.push_back(Out::Plain(Message::HaveAll))
+            }
             Some(have) if !have.is_empty() => {
                 self.push_message(&Message::Bitfield(&have.to_wire()));
             }
@@ -398,7 +400,8 @@ impl Channel {
         if !self.forget_outstanding(block) {
             return false;
         }
-        let unsent = |out: &Out| matches!(out, Out::Plain(Message::Request(raw)) if *raw == block.into());
+        let unsent =
+            |out: &Out| matches!(out, Out::Plain(Message::Request(raw)) if *raw == block.into());
         if let Some(at) = self.out.iter().rposition(unsent) {
             self.out.remove(at);
         } else {

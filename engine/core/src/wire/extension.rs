@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn a_stock_handshake_with_strange_keys_is_read() {
         let payload = b"d12:complete_agoi-1e1:md11:ut_metadatai2e6:ut_pexi0ee13:metadata_sizei77e\
-            1:pi6881e4:reqqi2000e1:v15:Some Client\x01 2.06:yourip4:\x7f\0\0\x014:listl1:ai3eee";
+            1:pi6881e4:reqqi2000e1:v16:Some Client\x01 2.06:yourip4:\x7f\0\0\x014:listl1:ai3eee";
         let read = ExtendedHandshake::decode(payload).unwrap();
         assert_eq!((read.metadata_id, read.metadata_len_bytes), (Some(2), Some(77)));
         assert_eq!((read.requests_max, read.client.as_str()), (Some(2000), "Some Client 2.0"));

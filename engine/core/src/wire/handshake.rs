@@ -99,8 +99,11 @@ impl Handshake {
     /// [`HandshakeError::OtherProtocol`] if it does not begin as BEP 3 says.
     pub fn decode(bytes: &[u8; HANDSHAKE_LEN]) -> Result<Self, HandshakeError> {
         Self::check_prefix(bytes)?;
-        let mut handshake =
-            Self { reserved: Reserved::default(), wire_id: WireId([0; 20]), peer_id: PeerId([0; 20]) };
+        let mut handshake = Self {
+            reserved: Reserved::default(),
+            wire_id: WireId([0; 20]),
+            peer_id: PeerId([0; 20]),
+        };
         handshake.reserved.0.copy_from_slice(&bytes[20..28]);
         handshake.wire_id.0.copy_from_slice(&bytes[28..48]);
         handshake.peer_id.0.copy_from_slice(&bytes[48..]);
