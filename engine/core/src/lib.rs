@@ -4,6 +4,7 @@
 pub mod bencode;
 pub mod bitfield;
 pub mod geometry;
+pub mod leaf_sidecar;
 pub mod merkle;
 pub mod metainfo;
 pub mod swarm;
