@@ -190,14 +190,17 @@ fn choose_files(mut files: Vec<FilePlan>, size_max: u64) -> Vec<FilePlan> {
     let mut left = size_max;
     let small = files.partition_point(|file| file.len_bytes < SMALL_LEN_BYTES);
     let large = files.split_off(small);
-    let mut chosen = Vec::new();
+    let (mut chosen, mut rest) = (Vec::new(), large);
     for file in files {
         if left.saturating_sub(file.len_bytes) >= size_max - size_max / 4 {
             left -= file.len_bytes;
             chosen.push(file);
+        } else {
+            rest.push(file);
         }
     }
-    for file in large.into_iter().rev() {
+    rest.sort_by(|a, b| b.len_bytes.cmp(&a.len_bytes).then_with(|| a.path.cmp(&b.path)));
+    for file in rest {
         if file.len_bytes <= left {
             left -= file.len_bytes;
             chosen.push(file);
