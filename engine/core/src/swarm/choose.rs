@@ -320,7 +320,8 @@ impl Swarm {
         let patience = Duration::from_secs_f64(patience.min(STALL_MAX.as_secs_f64()));
         let mut gave_up = false;
         for peer in self.peers.values_mut() {
-            let receiver = peer.info.ours && peer.known && !peer.stalled && !peer.has.is_full();
+            let receiver = peer.info.ours && peer.known && !peer.seed;
+            let receiver = receiver && !peer.stalled && !peer.has.is_full();
             if receiver && peer.last_news.max(starving_since) + patience <= now {
                 peer.stalled = true;
                 gave_up = true;

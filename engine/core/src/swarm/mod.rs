@@ -307,7 +307,7 @@ impl Swarm {
             self.starving_since = None;
             self.ready.insert(key);
             let back = std::mem::take(&mut peer.stalled);
-            if news || back || peer.has.is_full() {
+            if news || back {
                 self.update_shares();
             }
         }
@@ -577,10 +577,9 @@ impl Swarm {
     // Shares.
 
     fn update_shares(&mut self) {
-        let receivers = self
-            .peers
-            .values()
-            .filter(|peer| peer.known && peer.info.ours && !peer.stalled && !peer.has.is_full());
+        // A receiver that is complete by now stays one: it has what it took for the others, too.
+        let receives = |peer: &&Peer| peer.known && peer.info.ours && !peer.seed && !peer.stalled;
+        let receivers = self.peers.values().filter(receives);
         let shares = Shares::new(self.own_id, receivers.map(|peer| peer.info.peer_id));
         if shares != self.shares {
             self.shares = shares;
