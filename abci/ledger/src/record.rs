@@ -500,6 +500,15 @@ impl Record {
     }
 }
 
+/// A number above the greatest would make its set as large as it says.
+fn read_index(reader: &mut Reader<'_>) -> Result<u32, DecodeError> {
+    let index = reader.u32("member index")?;
+    match index < MEMBER_INDEX_MAX {
+        true => Ok(index),
+        false => Err(field_error("member index", "is above the greatest")),
+    }
+}
+
 /// An offer says its identity itself; under another key it would be a second meaning.
 fn offer_of(id: DataHash, reader: &mut Reader<'_>) -> Result<Offer, DecodeError> {
     let offer = Offer::read(reader)?;
@@ -536,7 +545,7 @@ impl Member {
                     let expires_height = r.u64("expiry height")?;
                     Standing::Registered { votes: MemberSet::read(r)?, expires_height }
                 }
-                2 => Standing::Admitted { index: r.u32("member index")? },
+                2 => Standing::Admitted { index: read_index(r)? },
                 3 => Standing::Expelled,
                 _ => return Err(field_error("standing", "is not known")),
             },
@@ -575,7 +584,7 @@ fn read_validators(r: &mut Reader<'_>) -> Result<ValidatorHistory, DecodeError> 
         for _ in 0..len {
             validators.push(Validator {
                 key: PublicKey(r.array("validators")?),
-                index: r.u32("validators")?,
+                index: read_index(r)?,
                 power: r.u64("validators")?,
             });
         }

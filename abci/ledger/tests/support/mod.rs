@@ -195,3 +195,13 @@ impl World {
 pub fn public(n: u8) -> PublicKey {
     key(n).public()
 }
+
+/// A market whose founders have `powers`, and listing 1 of the first, which all of them hold.
+pub fn with_listing(powers: &[u64]) -> World {
+    let mut world = World::new(powers);
+    world.must(vec![(0, offer(1))]);
+    let others = (1u8..).take(powers.len() - 1);
+    world.must(others.map(|n| (n, have(&[1]))).collect());
+    assert!(world.is_listed(1));
+    world
+}
