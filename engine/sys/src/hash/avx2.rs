@@ -129,8 +129,8 @@ unsafe fn load(data: &[*const u8; LANES_MAX], offset: usize) -> [V; 16] {
 fn gather<const WORDS: usize>(states: &[State]) -> [V; WORDS] {
     let mut words = [[0u32; LANES]; WORDS];
     for (lane, state) in states.iter().enumerate() {
-        for word in 0..WORDS {
-            words[word][lane] = state[word];
+        for (row, word) in words.iter_mut().zip(&state[..WORDS]) {
+            row[lane] = *word;
         }
     }
     // SAFETY: a row is as long as a register.
@@ -147,8 +147,8 @@ fn scatter<const WORDS: usize>(registers: &[V; WORDS], states: &mut [State]) {
         unsafe { _mm256_storeu_si256(row.as_mut_ptr().cast(), *register) };
     }
     for (lane, state) in states.iter_mut().enumerate() {
-        for word in 0..WORDS {
-            state[word] = words[word][lane];
+        for (row, word) in words.iter().zip(&mut state[..WORDS]) {
+            *word = row[lane];
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) type State = [u32; 8];
 ///
 /// # Safety
 /// - The CPU must have the features of the kernel's rung.
-/// - There must be at least one state and no more than the kernel has lanes.
+/// - There must be at least one state and no more than the kernel has lanes; at least one block.
 /// - *Every* pointer of `data`, those of idle lanes included, must be readable for `blocks` blocks.
 pub(super) type Update =
     unsafe fn(states: &mut [State], data: &[*const u8; LANES_MAX], blocks: usize);
@@ -189,11 +189,11 @@ impl Kernel {
     /// Hashes the first `blocks` blocks of `data[i]` into `states[i]`.
     ///
     /// # Panics
-    /// When there are no lanes, more than the kernel has, or one has too little data.
+    /// When there are no lanes, more than the kernel has, no blocks, or one lane has too little data.
     #[inline]
     pub(super) fn update(&self, states: &mut [State], data: &[&[u8]], blocks: usize) {
         assert!(states.len() == data.len() && !data.is_empty());
-        assert!(data.len() <= self.rung.lanes());
+        assert!(data.len() <= self.rung.lanes() && blocks > 0);
         let mut pointers = [data[0].as_ptr(); LANES_MAX];
         for (pointer, data) in pointers.iter_mut().zip(data) {
             assert!(data.len() / BLOCK_LEN_BYTES >= blocks);

@@ -119,7 +119,7 @@ pub fn proof_holds(
     let mut hash = *node_hash;
     let mut index = index;
     for uncle in uncles {
-        hash = if index % 2 == 0 { node(&hash, uncle) } else { node(uncle, &hash) };
+        hash = if index.is_multiple_of(2) { node(&hash, uncle) } else { node(uncle, &hash) };
         index /= 2;
     }
     index == 0 && hash == *root

@@ -39,24 +39,34 @@ pub(super) const SHA256_K: [u32; 64] = [
 ];
 
 /// Runs SHA-1 over one block per lane: `$state` is `[V; 5]`, `$w` the block's words as `[V; 16]`.
+///
+/// A kernel may give four expressions that fetch the next block: they are spread over the rounds,
+/// which have nothing to do with memory, so that the rounds hide how long it takes.
 macro_rules! sha1_block {
-    ($state:ident, $w:ident) => {{
+    ($state:ident, $w:ident) => {
+        $crate::hash::rounds::sha1_block!($state, $w, (), (), (), ())
+    };
+    ($state:ident, $w:ident, $fetch0:expr, $fetch1:expr, $fetch2:expr, $fetch3:expr) => {{
         use $crate::hash::rounds::{SHA1_K, sha1_five};
         let [mut a, mut b, mut c, mut d, mut e] = $state;
         sha1_five!($w, 0, ch, a b c d e);
         sha1_five!($w, 5, ch, a b c d e);
         sha1_five!($w, 10, ch, a b c d e);
         sha1_five!($w, 15, ch, a b c d e);
+        $fetch0;
         sha1_five!($w, 20, parity, a b c d e);
         sha1_five!($w, 25, parity, a b c d e);
         sha1_five!($w, 30, parity, a b c d e);
+        $fetch1;
         sha1_five!($w, 35, parity, a b c d e);
         sha1_five!($w, 40, maj, a b c d e);
         sha1_five!($w, 45, maj, a b c d e);
+        $fetch2;
         sha1_five!($w, 50, maj, a b c d e);
         sha1_five!($w, 55, maj, a b c d e);
         sha1_five!($w, 60, parity, a b c d e);
         sha1_five!($w, 65, parity, a b c d e);
+        $fetch3;
         sha1_five!($w, 70, parity, a b c d e);
         sha1_five!($w, 75, parity, a b c d e);
         $state = [
@@ -87,10 +97,10 @@ macro_rules! sha1_round {
     ($w:ident, $t:expr, $f:ident, $a:ident $b:ident $c:ident $d:ident $e:ident) => {{
         const T: usize = $t;
         if T >= 16 {
-            let mixed = xor2(
-                xor3($w[(T + 13) % 16], $w[(T + 8) % 16], $w[(T + 2) % 16]),
-                $w[T % 16],
-            );
+            // The word that is overwritten first, as the one operand that need not be kept; the
+            // newest last, as the one that is waited for.
+            let older = xor3($w[T % 16], $w[(T + 2) % 16], $w[(T + 8) % 16]);
+            let mixed = xor2(older, $w[(T + 13) % 16]);
             $w[T % 16] = rol::<1>(mixed);
         }
         let early = add(add($e, add($w[T % 16], splat(SHA1_K[T / 20]))), $f($b, $c, $d));
@@ -99,18 +109,26 @@ macro_rules! sha1_round {
     }};
 }
 
-/// Runs SHA-256 over one block per lane: `$state` is `[V; 8]`, `$w` the block's words as `[V; 16]`.
+/// Runs SHA-256 over one block per lane: `$state` is `[V; 8]`, `$w` the block's words as `[V; 16]`;
+/// the four expressions are as for SHA-1.
 macro_rules! sha256_block {
-    ($state:ident, $w:ident) => {{
+    ($state:ident, $w:ident) => {
+        $crate::hash::rounds::sha256_block!($state, $w, (), (), (), ())
+    };
+    ($state:ident, $w:ident, $fetch0:expr, $fetch1:expr, $fetch2:expr, $fetch3:expr) => {{
         use $crate::hash::rounds::{SHA256_K, sha256_eight};
         let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = $state;
         sha256_eight!($w, 0, a b c d e f g h);
         sha256_eight!($w, 8, a b c d e f g h);
+        $fetch0;
         sha256_eight!($w, 16, a b c d e f g h);
+        $fetch1;
         sha256_eight!($w, 24, a b c d e f g h);
         sha256_eight!($w, 32, a b c d e f g h);
+        $fetch2;
         sha256_eight!($w, 40, a b c d e f g h);
         sha256_eight!($w, 48, a b c d e f g h);
+        $fetch3;
         sha256_eight!($w, 56, a b c d e f g h);
         $state = [
             add($state[0], a),
