@@ -242,8 +242,9 @@ impl HashRange {
     /// Checks a request of a peer, or one that we are about to send.
     ///
     /// The length is a power of two, or what is left of the layer where the file ends. One hash
-    /// alone is let through: libtorrent asks so for the last piece of a file, although BEP 52 wants
-    /// two. Padding may be asked for.
+    /// alone is let through, although BEP 52 wants two: libtorrent asks so for a last piece behind
+    /// a multiple of 512, and expects the sibling of that hash as the first uncle. Never *ask* it
+    /// for one: its own answer lacks that sibling and proves nothing. Padding may be asked for.
     ///
     /// # Errors
     /// [`MerkleError`] when the numbers fit no range of the tree.
@@ -291,6 +292,47 @@ impl HashRange {
         Self::new(shape, base_layer, index, length, proof_layers)
     }
 
+    /// The requests that bring a whole layer, each answer proven against the root: the piece layer
+    /// of a file of which only the root is known, or all its leaves. None if the root is as low as
+    /// the layer, for then the root is all there is.
+    pub fn cover(shape: TreeShape, base_layer: u32) -> impl Iterator<Item = Self> + use<> {
+        Self::ranges(shape, base_layer, 0, shape.padded_count(base_layer), shape.layer_count())
+    }
+
+    /// The requests that bring the leaves of a piece, each answer proven against the piece's node of
+    /// the piece layer (or the root, if the file has but one piece): what to ask for when a piece is
+    /// bad and its blocks are to be told apart.
+    pub fn leaves_of_piece(
+        shape: TreeShape,
+        piece_layer: u32,
+        piece_in_file: u32,
+    ) -> impl Iterator<Item = Self> + use<> {
+        let height = piece_layer.min(shape.layer_count());
+        let first = u64::from(piece_in_file) << height;
+        Self::ranges(shape, 0, first, first + (1 << height), height)
+    }
+
+    /// Ranges over `first..end` of a layer as far as the file goes, with all uncles below the node
+    /// of `anchor_layer` over them. A range may take in padding, for one hash must not be asked for.
+    fn ranges(
+        shape: TreeShape,
+        base_layer: u32,
+        first: u64,
+        end: u64,
+        anchor_layer: u32,
+    ) -> impl Iterator<Item = Self> + use<> {
+        let known_end = end.min(shape.node_count(base_layer));
+        let has_layer = base_layer < anchor_layer;
+        let known_end = if has_layer { known_end } else { first };
+        (first..known_end).step_by(ASKED_MAX as usize).map(move |index| {
+            let rest = (known_end - index).next_power_of_two().max(2).min(end - index);
+            let length = rest.min(u64::from(ASKED_MAX)) as u32;
+            let proof_layers = anchor_layer - base_layer - 1;
+            // The layer has 2^32 nodes at most, so the index of one fits.
+            Self { base_layer, index: index as u32, length, proof_layers }
+        })
+    }
+
     /// The layer of the hashes asked for.
     pub fn base_layer(self) -> u32 {
         self.base_layer
@@ -324,6 +366,13 @@ impl HashRange {
     /// How many hashes the answer has.
     pub fn hash_count(self) -> usize {
         (self.length + self.uncle_count()) as usize
+    }
+
+    /// How many hashes of the range cover bytes of the file: those at the beginning of an answer
+    /// that are worth keeping.
+    pub fn known_count(self, shape: TreeShape) -> usize {
+        let known = shape.node_count(self.base_layer).saturating_sub(u64::from(self.index));
+        known.min(u64::from(self.length)) as usize
     }
 
     /// Layer and index of the node that the answer leads to. Unless it is the root, it must be

@@ -84,6 +84,42 @@ fn covered_proof_layers_have_no_uncle() {
     assert_eq!(HashRange::to_root(shape, 3, 8, 8).unwrap().anchor(), (10, 0));
 }
 
+/// libtorrent's answers to hash requests pass the check, and we would give the same.
+#[test]
+fn answers_are_those_of_libtorrent() {
+    let digests = (0..).flat_map(|at| Sha256::digest(format!("50-{at}").as_bytes()));
+    let bytes: Vec<u8> = digests.take(1_000_000).collect();
+    let leaves: Vec<Hash> = bytes.chunks(BLOCK_LEN as usize).map(leaf).collect();
+    let shape = TreeShape::of_file(bytes.len() as u64).unwrap();
+    let root = root_from_leaves(&leaves);
+    let pieces = piece_layer_from_leaves(&leaves, 2);
+    let kept = [
+        UpperTree::new(shape, 0, &leaves, &root).unwrap(),
+        UpperTree::new(shape, 2, &pieces, &root).unwrap(),
+    ];
+    let path = "../../tests/vectors/merkle/libtorrent-hashes.txt";
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut checked = 0;
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<&str> = line.split(' ').collect();
+        let [base, index, length, proofs] = [0, 1, 2, 3].map(|at| columns[at].parse().unwrap());
+        let byte = |at: usize| u8::from_str_radix(&columns[4][at..at + 2], 16).unwrap();
+        let theirs: Vec<u8> = (0..columns[4].len()).step_by(2).map(byte).collect();
+        let (theirs, _) = theirs.as_chunks::<32>();
+        let range = HashRange::new(shape, base, index, length, proofs).unwrap();
+        for tree in &kept {
+            let source =
+                |first: u64, count: usize| Some(leaves[first as usize..][..count].to_vec());
+            assert_eq!(tree.answer(range, source).as_deref(), Some(theirs), "{line:.20}");
+        }
+        let (layer, at) = range.anchor();
+        assert_eq!(range.check(shape, theirs, kept[0].node(layer, at).unwrap()), Ok(()));
+        checked += 1;
+    }
+    assert_eq!(checked, 11);
+}
+
 #[test]
 fn a_layer_that_leads_elsewhere_is_refused() {
     let leaves = leaves(7);
@@ -95,8 +131,58 @@ fn a_layer_that_leads_elsewhere_is_refused() {
     assert_eq!(UpperTree::new(shape, 0, &leaves, &[7; 32]).err(), Some(MerkleError::Mismatch));
 }
 
+#[test]
+fn a_file_of_one_block_or_piece_is_asked_about_as_far_as_it_has_layers() {
+    let one = TreeShape { leaf_count: 1 };
+    assert_eq!(HashRange::cover(one, 0).count(), 0);
+    assert_eq!(HashRange::leaves_of_piece(one, 4, 0).count(), 0);
+    let short = TreeShape { leaf_count: 3 };
+    assert_eq!(HashRange::cover(short, 4).count(), 0);
+    let ranges: Vec<_> = HashRange::leaves_of_piece(short, 4, 0).collect();
+    assert_eq!(ranges, [HashRange::new(short, 0, 0, 4, 1).unwrap()]);
+    assert_eq!(ranges[0].anchor(), (2, 0));
+    // 513 pieces: never one hash alone.
+    let long = TreeShape { leaf_count: 513 * 16 - 3 };
+    let ranges: Vec<_> = HashRange::cover(long, 4).collect();
+    let last = HashRange::new(long, 4, 512, 2, 9).unwrap();
+    assert_eq!(ranges, [HashRange::new(long, 4, 0, 512, 9).unwrap(), last]);
+    assert_eq!((last.known_count(long), last.anchor()), (1, (14, 0)));
+    // A piece of 128 MiB: sixteen ranges, each proven against the piece.
+    let giant = TreeShape { leaf_count: 8192 * 3 + 600 };
+    assert_eq!(HashRange::leaves_of_piece(giant, 13, 1).count(), 16);
+    let tail: Vec<_> = HashRange::leaves_of_piece(giant, 13, 3).collect();
+    assert_eq!(tail.len(), 2);
+    assert!(tail.iter().all(|range| range.anchor() == (13, 3)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The ranges that we ask for bring every hash of a layer, or of a piece, once and in order.
+    #[test]
+    fn what_we_ask_for_covers_the_layer(count in 1_u64..3000, base in 0_u32..5, piece_layer in 1_u32..11) {
+        let shape = TreeShape { leaf_count: count };
+        let expect = if base < shape.layer_count() { shape.node_count(base) } else { 0 };
+        let mut next = 0;
+        for range in HashRange::cover(shape, base) {
+            prop_assert_eq!(u64::from(range.index()), next);
+            prop_assert!(range.length() >= 2 && range.length() <= ASKED_MAX);
+            prop_assert_eq!(range.anchor(), (shape.layer_count(), 0));
+            next += range.known_count(shape) as u64;
+        }
+        prop_assert_eq!(next, expect);
+        let mut next = 0;
+        for piece in 0..shape.node_count(piece_layer) {
+            for range in HashRange::leaves_of_piece(shape, piece_layer, piece as u32) {
+                prop_assert_eq!(u64::from(range.index()), next);
+                prop_assert!(range.length() >= 2 && range.length() <= ASKED_MAX);
+                let anchor = (piece_layer.min(shape.layer_count()), piece);
+                prop_assert_eq!(range.anchor(), anchor);
+                next += range.known_count(shape) as u64;
+            }
+        }
+        prop_assert_eq!(next, if count > 1 { count } else { 0 });
+    }
 
     /// Roots, piece layers and piece roots agree with a tree that is spelt out.
     #[test]

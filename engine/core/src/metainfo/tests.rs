@@ -206,6 +206,28 @@ fn torrents_are_made_as_libtorrent_makes_them() {
     }
 }
 
+/// What the builder makes stays the same to the byte, so that info hashes do not change under
+/// anyone. libtorrent has read these files and gives the hashes in `infohashes.txt`.
+#[test]
+fn torrents_made_earlier_are_made_again() {
+    let badorder =
+        folder("badorder", &[("a-b", false, content(11, 5)), ("a/x", false, content(10, 20_000))]);
+    let many: Vec<(String, Vec<u8>)> = (0..20)
+        .map(|at| (format!("d{}/f{at}", at % 3), content(at + 100, at as usize * 7_001)))
+        .collect();
+    let many: Vec<(&str, bool, Vec<u8>)> =
+        many.iter().map(|(path, bytes)| (&**path, false, bytes.clone())).collect();
+    let many = folder("many", &many);
+    let one = lone("one", content(50, 1_000_000));
+    for (content, name) in [(&badorder, "badorder"), (&many, "many"), (&one, "one")] {
+        for (kind, suffix) in [(Kind::V1, "v1"), (Kind::V2, "v2"), (Kind::Hybrid, "hybrid")] {
+            let made = build(content, kind, None).encode();
+            let file = format!("ours-{name}-{suffix}.torrent");
+            assert_eq!(made.escape_ascii().to_string(), vector(&file).escape_ascii().to_string());
+        }
+    }
+}
+
 #[test]
 fn a_lone_file_of_a_folder_needs_a_v1_view() {
     let onefile = folder("onefile", &[("only.bin", false, content(8, 33_000))]);
