@@ -5,9 +5,11 @@
 //! it, and a node holds either as a [`Driver`].
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod cluster;
 pub mod codec;
 pub mod driver;
+pub mod grammar;
 pub mod handle;
 pub mod record_log;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use ringseed_ledger::{PublicKey, Signature, SigningKey};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::message::SignedVote;
 use crate::codec::{CodecError, Reader, put_bytes, put_len};
 
 /// Most validators in a set (DESIGN.md 7): a certificate is never longer.
@@ -161,13 +162,15 @@ pub struct BlockHeader {
     pub txs_root: [u8; 32],
     /// SHA-256 of the parent's certificate as this block carries it.
     pub last_certificate_hash: [u8; 32],
+    /// SHA-256 of the proofs of equivocation that this block carries.
+    pub evidence_hash: [u8; 32],
     /// Who made the block (a later round may propose it again).
     pub proposer: [u8; 32],
 }
 
 impl BlockHeader {
     /// Length of the encoding: every field is fixed.
-    const LEN_BYTES: usize = 8 + 8 * 32;
+    const LEN_BYTES: usize = 8 + 9 * 32;
 
     /// What is voted on.
     pub fn id(&self) -> BlockId {
@@ -186,6 +189,7 @@ impl BlockHeader {
             &self.next_validators_hash,
             &self.txs_root,
             &self.last_certificate_hash,
+            &self.evidence_hash,
             &self.proposer,
         ] {
             out.extend_from_slice(hash);
@@ -202,6 +206,7 @@ impl BlockHeader {
             next_validators_hash: reader.array()?,
             txs_root: reader.array()?,
             last_certificate_hash: reader.array()?,
+            evidence_hash: reader.array()?,
             proposer: reader.array()?,
         })
     }
@@ -218,6 +223,39 @@ pub struct ChainBlock {
     /// The proposer's certificate for the parent; `None` only in the first block. Only this copy
     /// may influence the ledger: local certificates differ between nodes.
     pub last_certificate: Option<Certificate>,
+    /// Proofs that validators voted twice, at most [`BLOCK_EVIDENCE_MAX`].
+    pub evidence: Vec<DoubleVote>,
+}
+
+/// Most proofs of equivocation in a block; what does not fit waits for the next.
+pub const BLOCK_EVIDENCE_MAX: usize = 16;
+
+/// Two different votes of one validator, of one kind, for one height and round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoubleVote {
+    /// The vote with the lesser id, so that one crime has one encoding.
+    pub first: SignedVote,
+    /// The other.
+    pub second: SignedVote,
+}
+
+impl DoubleVote {
+    /// Orders the two votes.
+    pub fn new(a: SignedVote, b: SignedVote) -> Self {
+        if a.id <= b.id { Self { first: a, second: b } } else { Self { first: b, second: a } }
+    }
+
+    /// Who voted twice, and at which height; `None` when it proves nothing in this market.
+    pub fn proven(&self, genesis_hash: &[u8; 32]) -> Option<([u8; 32], u64)> {
+        let Self { first, second } = self;
+        let same = (first.kind, first.height, first.round, first.key)
+            == (second.kind, second.height, second.round, second.key);
+        let proven = same
+            && first.id < second.id
+            && first.verify(genesis_hash)
+            && second.verify(genesis_hash);
+        proven.then_some((first.key, first.height))
+    }
 }
 
 impl ChainBlock {
@@ -226,6 +264,7 @@ impl ChainBlock {
         + BLOCK_LEN_BYTES_MAX
         + 4 * BLOCK_TXS_MAX
         + Certificate::ENCODED_LEN_BYTES_MAX
+        + BLOCK_EVIDENCE_MAX * 2 * 142
         + 16;
 
     /// What is voted on.
@@ -237,6 +276,7 @@ impl ChainBlock {
     pub fn body_matches_header(&self) -> bool {
         self.header.txs_root == txs_root(&self.txs)
             && self.header.last_certificate_hash == certificate_hash(self.last_certificate.as_ref())
+            && self.header.evidence_hash == evidence_hash(&self.evidence)
     }
 
     /// Appends the canonical bytes.
@@ -249,6 +289,7 @@ impl ChainBlock {
                 certificate.encode(out);
             }
         }
+        put_evidence(out, &self.evidence);
         put_len(out, self.txs.len());
         self.txs.iter().for_each(|tx| put_bytes(out, tx));
     }
@@ -261,6 +302,12 @@ impl ChainBlock {
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         let header = BlockHeader::decode(reader)?;
         let last_certificate = reader.bool()?.then(|| Certificate::decode(reader)).transpose()?;
+        let count = reader.count(BLOCK_EVIDENCE_MAX, 2 * 110)?;
+        let mut evidence = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (first, second) = (SignedVote::decode(reader)?, SignedVote::decode(reader)?);
+            evidence.push(DoubleVote { first, second });
+        }
         let count = reader.count(BLOCK_TXS_MAX, 4)?;
         let mut txs = Vec::with_capacity(count);
         let mut total_bytes = 0;
@@ -273,7 +320,7 @@ impl ChainBlock {
             }
             txs.push(tx.to_vec());
         }
-        Ok(Self { header, txs, last_certificate })
+        Ok(Self { header, txs, last_certificate, evidence })
     }
 }
 
@@ -309,6 +356,24 @@ pub fn certificate_hash(certificate: Option<&Certificate>) -> [u8; 32] {
     let mut bytes = Vec::new();
     certificate.encode(&mut bytes);
     Sha256::digest(&bytes).into()
+}
+
+/// SHA-256 of proofs of equivocation; zero for none.
+pub fn evidence_hash(evidence: &[DoubleVote]) -> [u8; 32] {
+    if evidence.is_empty() {
+        return [0; 32];
+    }
+    let mut bytes = Vec::new();
+    put_evidence(&mut bytes, evidence);
+    Sha256::digest(&bytes).into()
+}
+
+fn put_evidence(out: &mut Vec<u8>, evidence: &[DoubleVote]) {
+    put_len(out, evidence.len());
+    for double in evidence {
+        double.first.encode(out);
+        double.second.encode(out);
+    }
 }
 
 /// Which of the two votes of a round.

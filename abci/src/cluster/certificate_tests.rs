@@ -25,9 +25,10 @@ fn block_at(height: u64, set: &ValidatorSet, genesis_hash: [u8; 32]) -> ChainBlo
         next_validators_hash: set.hash(),
         txs_root: txs_root(&txs),
         last_certificate_hash: certificate_hash(None),
+        evidence_hash: [0; 32],
         proposer: [3; 32],
     };
-    ChainBlock { header, txs, last_certificate: None }
+    ChainBlock { header, txs, last_certificate: None, evidence: Vec::new() }
 }
 
 fn certify(block: &ChainBlock, round: u32, signers: &[SigningKey]) -> Certificate {

@@ -209,9 +209,10 @@ mod tests {
             next_validators_hash: [4; 32],
             txs_root: txs_root(&txs),
             last_certificate_hash: certificate_hash(None),
+            evidence_hash: [0; 32],
             proposer: [5; 32],
         };
-        let block = ChainBlock { header, txs, last_certificate: None };
+        let block = ChainBlock { header, txs, last_certificate: None, evidence: Vec::new() };
         let certificate = Certificate {
             height,
             round: 0,

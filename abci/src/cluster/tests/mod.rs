@@ -1,0 +1,192 @@
+//! Markets of several nodes in one process, over real TCP on loopback.
+
+mod agreement;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringseed_ledger::{
+    Addr, DataHash, Endpoint, Genesis, GenesisMember, InfoHashV1, Offer, Params, SigningKey, Tx,
+    TxBody, TxCode,
+};
+
+use super::Cluster;
+use crate::grammar::Checked;
+use crate::handle::{ClusterConfig, Driver, SubmitError, TxOutcome};
+use crate::testing::TempDir;
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A market whose nodes live in this process.
+struct Market {
+    dir: TempDir,
+    genesis: Genesis,
+    keys: Vec<SigningKey>,
+    addrs: Vec<SocketAddr>,
+    nodes: Vec<Option<Cluster>>,
+}
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32])
+}
+
+fn free_addr() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+fn addr(addr: SocketAddr) -> Addr {
+    Addr::new(addr).unwrap()
+}
+
+impl Market {
+    /// `founders` validators, all started.
+    fn start(name: &str, founders: u8, params: Params) -> Self {
+        let mut market = Self::prepare(name, founders, params);
+        (0..usize::from(founders)).for_each(|index| market.start_node(index));
+        market
+    }
+
+    fn prepare(name: &str, founders: u8, params: Params) -> Self {
+        let dir = TempDir::new(name);
+        let keys: Vec<_> = (1..=founders).map(key).collect();
+        let addrs: Vec<_> = keys.iter().map(|_| free_addr()).collect();
+        let member = |(key, at): (&SigningKey, &SocketAddr)| GenesisMember {
+            name: format!("n{}", at.port()),
+            key: key.public(),
+            consensus_addr: addr(*at),
+            payload_addr: addr(SocketAddr::new(at.ip(), 1)),
+            power: 1,
+        };
+        let mut members: Vec<_> = keys.iter().zip(&addrs).map(member).collect();
+        for (member, port) in members.iter_mut().zip(1..) {
+            member.payload_addr = addr(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+        }
+        let genesis = Genesis::new("test", params, members).unwrap();
+        let nodes = keys.iter().map(|_| None).collect();
+        Self { dir, genesis, keys, addrs, nodes }
+    }
+
+    fn node_dir(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("node{index}"))
+    }
+
+    fn config(&self, index: usize) -> ClusterConfig {
+        let mut config = ClusterConfig::new(self.node_dir(index), self.keys[index].clone());
+        config.genesis = Some(self.genesis.clone());
+        config.listen = Some(self.addrs[index]);
+        config
+    }
+
+    fn start_node(&mut self, index: usize) {
+        let config = self.config(index);
+        // Every driver call of every test goes through the recogniser.
+        let node = Cluster::start_with(config, |ledger| Arc::new(Checked::new(ledger)));
+        self.nodes[index] = Some(node.unwrap());
+    }
+
+    /// A newcomer that knows one address; returns its index.
+    fn join(&mut self, first: usize) -> usize {
+        let index = self.keys.len();
+        self.keys.push(key(index as u8 + 1));
+        self.addrs.push(free_addr());
+        self.nodes.push(None);
+        let mut config = self.config(index);
+        config.genesis = None;
+        let node = Cluster::join(self.addrs[first], self.genesis.hash(), config).unwrap();
+        self.nodes[index] = Some(node);
+        index
+    }
+
+    fn stop(&mut self, index: usize) {
+        self.nodes[index] = None;
+    }
+
+    fn node(&self, index: usize) -> &Cluster {
+        self.nodes[index].as_ref().expect("the node runs")
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Cluster> {
+        self.nodes.iter().flatten()
+    }
+
+    fn height(&self, index: usize) -> u64 {
+        self.node(index).status().height
+    }
+
+    /// Signs with the node's next nonce.
+    fn tx(&self, index: usize, body: TxBody) -> Vec<u8> {
+        let key = &self.keys[index];
+        let nonce = self.node(index).view().nonce(&key.public()) + 1;
+        let until = self.node(index).view().height() + 1_000;
+        Tx::sign(key, &self.genesis.hash(), nonce, until, body).unwrap().to_bytes()
+    }
+
+    fn try_submit(&self, index: usize, body: TxBody) -> Result<TxOutcome, SubmitError> {
+        let tx = self.tx(index, body);
+        self.node(index).submit(tx, PATIENCE)
+    }
+
+    /// Submits at `index` and waits for the block.
+    fn submit(&self, index: usize, body: TxBody) -> TxOutcome {
+        let outcome = self.try_submit(index, body).unwrap();
+        assert_eq!(outcome.code, TxCode::Ok, "{}", outcome.info);
+        outcome
+    }
+
+    fn wait(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            if start.elapsed() > PATIENCE {
+                let stands: Vec<_> = self.running().map(|node| node.status()).collect();
+                panic!("not within {PATIENCE:?}: {what}\n{stands:#?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_height(&self, height: u64) {
+        self.wait(&format!("height {height} on all"), |market| {
+            market.running().all(|node| node.status().height >= height)
+        });
+    }
+
+    /// Equal app hashes at equal heights on all that run.
+    fn assert_agreed(&self) {
+        let heights = self.running().map(|node| node.status().height);
+        let lowest = heights.min().unwrap();
+        for height in 1..=lowest {
+            let mut hashes: Vec<_> = self.running().map(|node| node.app_hash_at(height)).collect();
+            hashes.dedup();
+            assert!(hashes.len() == 1 || height == lowest, "height {height}: {hashes:?}");
+        }
+    }
+}
+
+fn offer(seed: u8) -> TxBody {
+    TxBody::Candidate(Offer {
+        infohash_v2: DataHash([seed; 32]),
+        infohash_v1: InfoHashV1([seed; 20]),
+        size_bytes: 1_000,
+        file_count: 1,
+        piece_len_log2: 14,
+        name: format!("data {seed}"),
+    })
+}
+
+fn endpoint(market: &Market, index: usize) -> Endpoint {
+    Endpoint {
+        name: format!("new{index}"),
+        consensus_addr: addr(market.addrs[index]),
+        payload_addr: addr(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 100 + index as u16)),
+        capacity: 0,
+    }
+}
+
+/// Blocks as fast as every 20 ms, idle ones every `idle_ms`.
+fn fast(idle_ms: u32) -> Params {
+    Params { block_interval_ms_min: 20, idle_block_interval_ms: idle_ms, ..Params::local() }
+}
