@@ -135,6 +135,7 @@ pub fn rung(algo: Algo, rung: Rung) -> Option<Contender> {
     }
     let run: fn(&[&[u8]], &mut Buffers) = match (algo, rung) {
         (Algo::Sha1, Rung::Avx512) => rung!(sha1, Avx512),
+        (Algo::Sha1, Rung::Avx512X8) => rung!(sha1, Avx512X8),
         (Algo::Sha1, Rung::Avx2) => rung!(sha1, Avx2),
         (Algo::Sha1, Rung::ShaNiX4) => rung!(sha1, ShaNiX4),
         (Algo::Sha1, Rung::ShaNiX2) => rung!(sha1, ShaNiX2),
@@ -142,6 +143,7 @@ pub fn rung(algo: Algo, rung: Rung) -> Option<Contender> {
         (Algo::Sha1, Rung::Crates) => rung!(sha1, Crates),
         (Algo::Sha1, Rung::Portable) => rung!(sha1, Portable),
         (Algo::Sha256, Rung::Avx512) => rung!(sha256, Avx512),
+        (Algo::Sha256, Rung::Avx512X8) => rung!(sha256, Avx512X8),
         (Algo::Sha256, Rung::Avx2) => rung!(sha256, Avx2),
         (Algo::Sha256, Rung::ShaNiX4) => rung!(sha256, ShaNiX4),
         (Algo::Sha256, Rung::ShaNiX2) => rung!(sha256, ShaNiX2),

@@ -67,46 +67,51 @@ fn shr<const N: i32>(value: V) -> V {
     _mm256_srli_epi32::<N>(value)
 }
 
-/// Loads 32 bytes at `offset` of every lane and turns them so that register `i` holds word `i` of
-/// all lanes.
+/// Loads 32 bytes at `offset` of four lanes from `lane` on and turns them halfway: afterwards 128-bit
+/// half `q` of register `j` holds word `4 * q + j` of the four.
 ///
 /// # Safety
-/// The first [`LANES`] pointers must be readable for 32 bytes from `offset` on.
+/// The pointers of the four lanes must be readable for 32 bytes from `offset` on.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn load_half(data: &[*const u8; LANES_MAX], offset: usize) -> [V; 8] {
-    let swap = _mm256_set_epi32(
+pub(super) unsafe fn load_four(
+    data: &[*const u8; LANES_MAX],
+    offset: usize,
+    lane: usize,
+) -> [V; 4] {
+    let swap = _mm256_broadcastsi128_si256(_mm_set_epi32(
         0x0c0d_0e0f,
         0x0809_0a0b,
         0x0405_0607,
         0x0001_0203,
-        0x0c0d_0e0f,
-        0x0809_0a0b,
-        0x0405_0607,
-        0x0001_0203,
-    );
+    ));
     let row = |lane: usize| {
-        // SAFETY: the caller vouches for 32 bytes at `offset` of every lane.
+        // SAFETY: the caller vouches for 32 bytes at `offset` of these lanes.
         let half = unsafe { _mm256_loadu_si256(data[lane].add(offset).cast()) };
         _mm256_shuffle_epi8(half, swap)
     };
-    // Four lanes at a time: afterwards 128-bit half `q` of `four[j]` holds word `4 * q + j`.
-    let four = |lane: usize| {
-        let (r0, r1, r2, r3) = (row(lane), row(lane + 1), row(lane + 2), row(lane + 3));
-        let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
-        let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
-        [
-            _mm256_unpacklo_epi64(low01, low23),
-            _mm256_unpackhi_epi64(low01, low23),
-            _mm256_unpacklo_epi64(high01, high23),
-            _mm256_unpackhi_epi64(high01, high23),
-        ]
-    };
-    let (low, high) = (four(0), four(4));
-    let mut words = [_mm256_setzero_si256(); 8];
+    let (r0, r1, r2, r3) = (row(lane), row(lane + 1), row(lane + 2), row(lane + 3));
+    let (low01, high01) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpackhi_epi32(r0, r1));
+    let (low23, high23) = (_mm256_unpacklo_epi32(r2, r3), _mm256_unpackhi_epi32(r2, r3));
+    [
+        _mm256_unpacklo_epi64(low01, low23),
+        _mm256_unpackhi_epi64(low01, low23),
+        _mm256_unpacklo_epi64(high01, high23),
+        _mm256_unpackhi_epi64(high01, high23),
+    ]
+}
+
+/// Turns the other half: from lanes 0 to 3 and 4 to 7 of the first 32 bytes, then of the last, one
+/// register per word.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn words(fours: &[[V; 4]; 4]) -> [V; 16] {
+    let mut words = [_mm256_setzero_si256(); 16];
     for j in 0..4 {
-        words[j] = _mm256_permute2x128_si256::<0x20>(low[j], high[j]);
-        words[4 + j] = _mm256_permute2x128_si256::<0x31>(low[j], high[j]);
+        words[j] = _mm256_permute2x128_si256::<0x20>(fours[0][j], fours[1][j]);
+        words[4 + j] = _mm256_permute2x128_si256::<0x31>(fours[0][j], fours[1][j]);
+        words[8 + j] = _mm256_permute2x128_si256::<0x20>(fours[2][j], fours[3][j]);
+        words[12 + j] = _mm256_permute2x128_si256::<0x31>(fours[2][j], fours[3][j]);
     }
     words
 }
@@ -119,14 +124,20 @@ unsafe fn load_half(data: &[*const u8; LANES_MAX], offset: usize) -> [V; 8] {
 #[target_feature(enable = "avx2")]
 unsafe fn load(data: &[*const u8; LANES_MAX], offset: usize) -> [V; 16] {
     // SAFETY: both halves lie in the block that the caller vouches for.
-    let (low, high) = unsafe { (load_half(data, offset), load_half(data, offset + 32)) };
-    std::array::from_fn(|word| if word < 8 { low[word] } else { high[word - 8] })
+    unsafe {
+        words(&[
+            load_four(data, offset, 0),
+            load_four(data, offset, 4),
+            load_four(data, offset + 32, 0),
+            load_four(data, offset + 32, 4),
+        ])
+    }
 }
 
 /// Turns the states of all lanes into one register per word.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn gather<const WORDS: usize>(states: &[State]) -> [V; WORDS] {
+pub(super) fn gather<const WORDS: usize>(states: &[State]) -> [V; WORDS] {
     let mut words = [[0u32; LANES]; WORDS];
     for (lane, state) in states.iter().enumerate() {
         for (row, word) in words.iter_mut().zip(&state[..WORDS]) {
@@ -140,7 +151,7 @@ fn gather<const WORDS: usize>(states: &[State]) -> [V; WORDS] {
 /// Turns registers back into the states of the busy lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn scatter<const WORDS: usize>(registers: &[V; WORDS], states: &mut [State]) {
+pub(super) fn scatter<const WORDS: usize>(registers: &[V; WORDS], states: &mut [State]) {
     let mut words = [[0u32; LANES]; WORDS];
     for (row, register) in words.iter_mut().zip(registers) {
         // SAFETY: a row is as long as a register.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::rounds::{SHA1_START, SHA256_START};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, sha_ni};
+use super::{avx2, avx512, avx512_x8, sha_ni};
 use super::{crates, portable};
 
 /// Bytes of one block of SHA-1 and SHA-256 (FIPS 180-4, figure 1).
@@ -62,6 +62,8 @@ impl Algo {
 pub enum Rung {
     /// Sixteen messages in AVX-512 registers.
     Avx512,
+    /// Eight messages in half AVX-512 registers.
+    Avx512X8,
     /// Eight messages in AVX2 registers.
     Avx2,
     /// Up to four messages interleaved on the SHA instructions.
@@ -78,8 +80,9 @@ pub enum Rung {
 
 impl Rung {
     /// All rungs, the widest first.
-    pub const ALL: [Rung; 7] = [
+    pub const ALL: [Rung; 8] = [
         Rung::Avx512,
+        Rung::Avx512X8,
         Rung::Avx2,
         Rung::ShaNiX4,
         Rung::ShaNiX2,
@@ -92,6 +95,7 @@ impl Rung {
     pub fn name(self) -> &'static str {
         match self {
             Rung::Avx512 => "avx512",
+            Rung::Avx512X8 => "avx512-x8",
             Rung::Avx2 => "avx2",
             Rung::ShaNiX4 => "sha-ni-x4",
             Rung::ShaNiX2 => "sha-ni-x2",
@@ -105,11 +109,16 @@ impl Rung {
     pub fn lanes(self) -> usize {
         match self {
             Rung::Avx512 => 16,
-            Rung::Avx2 => 8,
+            Rung::Avx512X8 | Rung::Avx2 => 8,
             Rung::ShaNiX4 => 4,
             Rung::ShaNiX2 => 2,
             Rung::ShaNi | Rung::Crates | Rung::Portable => 1,
         }
+    }
+
+    /// Whether the rung uses AVX-512, at whatever width.
+    pub(super) fn is_avx512(self) -> bool {
+        matches!(self, Rung::Avx512 | Rung::Avx512X8)
     }
 
     /// Whether this CPU, and the operating system on it, can run the rung.
@@ -125,9 +134,13 @@ impl Rung {
             let has_avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && has_avx2;
+            let has_avx512_x8 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+                && has_avx2;
             let has_sha = is_x86_feature_detected!("sha") && has_avx2;
             let pair: Option<[Update; 2]> = match self {
                 Rung::Avx512 => has_avx512.then_some([avx512::sha1, avx512::sha256]),
+                Rung::Avx512X8 => has_avx512_x8.then_some([avx512_x8::sha1, avx512_x8::sha256]),
                 Rung::Avx2 => has_avx2.then_some([avx2::sha1, avx2::sha256]),
                 Rung::ShaNiX4 | Rung::ShaNiX2 | Rung::ShaNi => {
                     has_sha.then_some([sha_ni::sha1, sha_ni::sha256])

@@ -97,6 +97,7 @@ fn guessed_costs(algo: Algo) -> Vec<Cost> {
     let table: &[(Rung, usize, f64)] = match algo {
         Algo::Sha1 => &[
             (Rung::Avx512, 16, 375.0),
+            (Rung::Avx512X8, 8, 375.0),
             (Rung::Avx2, 8, 552.0),
             (Rung::ShaNiX4, 4, 190.0),
             (Rung::ShaNiX4, 3, 170.0),
@@ -107,6 +108,7 @@ fn guessed_costs(algo: Algo) -> Vec<Cost> {
         ],
         Algo::Sha256 => &[
             (Rung::Avx512, 16, 800.0),
+            (Rung::Avx512X8, 8, 790.0),
             (Rung::Avx2, 8, 1200.0),
             (Rung::ShaNiX4, 4, 290.0),
             (Rung::ShaNiX4, 3, 235.0),
@@ -193,7 +195,7 @@ impl Wish {
             None => Rung::ALL
                 .into_iter()
                 .filter(|rung| rung.is_available())
-                .filter(|rung| !(self.spare_avx512 && *rung == Rung::Avx512))
+                .filter(|rung| !(self.spare_avx512 && rung.is_avx512()))
                 .collect(),
         }
     }
@@ -275,7 +277,7 @@ mod tests {
         assert_eq!(plan.group(4).kernel.rung, Rung::ShaNiX4);
         assert_eq!(plan.group(1).kernel.rung, Rung::ShaNi);
         let spared = Wish { rung: None, spare_avx512: true }.plan(Algo::Sha1, None);
-        assert!((1..=16).all(|busy| spared.group(busy).kernel.rung != Rung::Avx512));
+        assert!((1..=16).all(|busy| !spared.group(busy).kernel.rung.is_avx512()));
     }
 
     #[test]
