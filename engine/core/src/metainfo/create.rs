@@ -14,7 +14,7 @@ use super::{Info, Metainfo, MetainfoError};
 use crate::bencode::Encoder;
 use crate::geometry::{
     BLOCK_LEN, FileIndex, FileSpan, Geometry, GeometryError, Kind, PIECE_COUNT_MAX, PIECE_LEN_MAX,
-    PieceIndex,
+    PieceIndex, TOTAL_LEN_MAX,
 };
 use crate::merkle::{self, Hash, TreeShape};
 
@@ -291,9 +291,10 @@ fn choose_piece_len(files: &[LayoutFile], kind: Kind) -> Result<u64, CreateError
     let mut lens: Vec<u64> =
         files.iter().map(|file| file.len_bytes).filter(|&len| len > 0).collect();
     lens.sort_unstable();
-    let sums: Option<u64> = lens.iter().try_fold(0_u64, |sum, &len| sum.checked_add(len));
-    // What is past 64 bits, or empty, is refused with the geometry.
-    let total = sums.unwrap_or(u64::MAX);
+    let sum = lens.iter().try_fold(0_u64, |sum, &len| sum.checked_add(len));
+    let Some(total) = sum.filter(|&total| total <= TOTAL_LEN_MAX) else {
+        return Ok(u64::from(PIECE_LEN_MAX)); // the geometry says which file is too much
+    };
     let min = u64::from(BLOCK_LEN);
     let round = |len: u64| len.clamp(min, PIECE_LEN_CHOSEN_MAX).next_power_of_two();
     let mut piece_len = round(total / PIECE_COUNT_WANTED);

@@ -190,7 +190,10 @@ fn map_awkward(raw: &[u8]) -> Cow<'_, str> {
 /// [`NameError::Duplicate`] or [`NameError::FileIsFolder`].
 pub fn check_distinct<'a>(paths: impl IntoIterator<Item = &'a RelPath>) -> Result<(), NameError> {
     let mut sorted: Vec<&RelPath> = paths.into_iter().collect();
-    sorted.sort_unstable_by(|a, b| a.tree_cmp(b));
+    // Nearly all torrents are in tree order already, and looking costs less than sorting.
+    if !sorted.is_sorted_by(|a, b| a.tree_cmp(b).is_le()) {
+        sorted.sort_unstable_by(|a, b| a.tree_cmp(b));
+    }
     // In tree order a file stands right before its namesake and before the first file below it.
     for pair in sorted.windows(2) {
         let path = || pair[0].as_str().to_owned();

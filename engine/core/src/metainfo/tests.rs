@@ -279,6 +279,11 @@ fn piece_lengths_follow_the_files() {
     assert_eq!(choose(&[20_000 * G], Kind::V1), (16 * 1024, false));
     // So many pieces are not allowed: longer ones then.
     assert_eq!(choose(&[60_000 * G], Kind::V2), (32 * 1024, false));
+    // Nonsense ends in an error.
+    for lens in [vec![u64::MAX; 3], vec![1 << 46, 1]] {
+        let refused = Layout::choose(b"x", &sizes(&lens), Kind::V1, None).err();
+        assert!(matches!(refused, Some(CreateError::Geometry(_))), "{refused:?}");
+    }
     // Medium files: pads would eat more than a tenth with longer pieces.
     let (piece_len, small) = choose(&vec![300 * K; 10_000], Kind::Hybrid);
     assert!(!small && piece_len <= 128, "{piece_len}");
