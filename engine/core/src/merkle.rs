@@ -1,6 +1,6 @@
 //! The SHA-256 trees of BEP 52: roots, piece layers, and proofs for the hash messages.
 //!
-//! A file's tree has one leaf per block of [`BLOCK_LEN`](crate::geometry::BLOCK_LEN) bytes: the
+//! A file's tree has one leaf per block of [`BLOCK_LEN`] bytes: the
 //! digest of the block, the last one shorter. Layer 0 are the leaves, a node of layer `n + 1` hashes
 //! two of layer `n`, and where the file ends layer 0 goes on with zeros up to a power of two. The
 //! inner nodes over zeros alone are the same in every tree, see [`pad_hash`].
