@@ -33,6 +33,10 @@ pub(super) trait Rig {
     fn stop(self: Box<Self>);
     /// How much a bulk test moves.
     fn bulk_bytes(&self) -> usize;
+    /// Heals or cuts the link between the two nodes, where there is one to cut.
+    fn set_link(&mut self, _is_up: bool) {
+        unimplemented!("only the simulation cuts links")
+    }
 }
 
 /// A [`Machine`] that does what it is told and tells what came of it.
@@ -46,6 +50,17 @@ pub(super) struct Relay {
 pub(super) struct Orders {
     ops: VecDeque<Op>,
     stop: bool,
+}
+
+impl Orders {
+    pub(super) fn push(&mut self, op: Op) {
+        self.ops.push_back(op);
+    }
+
+    /// The machine stops when all is answered.
+    pub(super) fn stop(&mut self) {
+        self.stop = true;
+    }
 }
 
 impl Relay {
@@ -201,13 +216,14 @@ macro_rules! suite {
 
 suite!(uring, real::rig(crate::config::IoDriver::Uring));
 suite!(epoll, real::rig(crate::config::IoDriver::Epoll));
+suite!(sim, super::super::sim::tests::rig());
 
-fn extents(n: usize) -> Arena {
+pub(super) fn extents(n: usize) -> Arena {
     Arena::new(n * EXTENT_LEN_BYTES).unwrap()
 }
 
-fn relay_parts() -> (Arc<Mutex<Orders>>, Sender<Completion>, std::sync::mpsc::Receiver<Completion>)
-{
+pub(super) fn relay_parts()
+-> (Arc<Mutex<Orders>>, Sender<Completion>, std::sync::mpsc::Receiver<Completion>) {
     let (told, heard) = channel();
     (Arc::default(), told, heard)
 }

@@ -12,6 +12,7 @@
 mod conformance;
 mod disk;
 mod epoll;
+pub mod sim;
 mod start;
 mod uring;
 

@@ -61,7 +61,7 @@ fn node(driver: IoDriver, arena: &Arena, root: PathBuf) -> Node {
 
 impl Rig for RealRig {
     fn push(&mut self, node: usize, op: Op) {
-        self.nodes[node].orders.lock().unwrap().ops.push_back(op);
+        self.nodes[node].orders.lock().unwrap().push(op);
         self.nodes[node].running.waker.wake();
     }
 
@@ -88,7 +88,7 @@ impl Rig for RealRig {
 
     fn stop(self: Box<Self>) {
         for node in self.nodes {
-            node.orders.lock().unwrap().stop = true;
+            node.orders.lock().unwrap().stop();
             node.running.waker.wake();
             node.running.thread.join().unwrap().unwrap();
             let left = node.heard.try_iter().count();
@@ -203,7 +203,7 @@ fn each_driver_says_its_name() {
         let node = node(driver, &extents(1), folder.join("n"));
         assert_eq!(node.running.driver, name);
         assert!(!node.running.detail.is_empty());
-        node.orders.lock().unwrap().stop = true;
+        node.orders.lock().unwrap().stop();
         node.running.waker.wake();
         node.running.thread.join().unwrap().unwrap();
         std::fs::remove_dir_all(folder).unwrap();
