@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringseed_core::metainfo::Metainfo;
+use ringseed_core::metainfo::{FileEntry, Metainfo};
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::dir::DirHandle;
 use rustix::fs::FlockOperation;
@@ -21,6 +21,7 @@ use crate::api::{
     Place,
 };
 use crate::config::Config;
+use crate::io::{self as drivers, DriverConfig, Running};
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
 use crate::shard::{Shard, ShardParts};
 use crate::store::{self, StateDir};
@@ -41,7 +42,8 @@ struct Inner {
     local_addr: Option<SocketAddr>,
     next_id: AtomicU64,
     rates: Mutex<Rates>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    events: std::sync::mpsc::Sender<Event>,
     /// Held for as long as the engine may write to the state folder.
     _lock: File,
 }
@@ -71,24 +73,37 @@ impl Engine {
             path: config.state_dir.clone(),
             source,
         })?;
-        let listener = config.listen.map(|addr| bind(addr)).transpose()?;
+        let listener = config.listen.map(bind).transpose()?;
         let local_addr = listener.as_ref().map(|(_, addr)| *addr);
         let queue = Arc::new(CommandQueue::default());
         let counters = Arc::new(Counters::default());
         let (events, events_out) = channel();
         let state = Arc::new(state);
-        let shard = Shard::new(ShardParts {
+        let parts = ShardParts {
             config: config.clone(),
             arena: arena.clone(),
             queue: queue.clone(),
             counters: counters.clone(),
-            events,
+            events: events.clone(),
             state: state.clone(),
             recovered,
-        });
-        let listener = listener.map(|(fd, _)| fd);
-        let (driver, thread) = crate::run::spawn(&config, &arena, shard, listener, &queue)?;
-        tracing::info!(driver, listen = ?local_addr, state_dir = %config.state_dir.display(), "engine started");
+            seed: config.seed.unwrap_or_else(random_seed),
+        };
+        let driver_config = DriverConfig {
+            driver: config.io_driver,
+            listener: listener.map(|(fd, _)| fd),
+            arena: Some(arena.clone()),
+            thread_name: "ringseed-0".to_owned(),
+        };
+        let waked = queue.clone();
+        let running = drivers::start(driver_config, move |waker| {
+            let waker = waker.clone();
+            waked.set_waker(Box::new(move || waker.wake()));
+            Shard::new(parts, Instant::now())
+        })
+        .map_err(|error| EngineError::Driver { reason: error.to_string() })?;
+        let Running { driver, detail, thread, .. } = running;
+        tracing::info!(driver, detail, listen = ?local_addr, state_dir = %config.state_dir.display(), "engine started");
         let inner = Inner {
             queue,
             counters,
@@ -105,6 +120,7 @@ impl Engine {
                 upload_rate: 0,
             }),
             thread: Mutex::new(Some(thread)),
+            events,
             _lock: lock,
         };
         Ok((Engine { inner: Arc::new(inner) }, events_out))
@@ -122,18 +138,19 @@ impl Engine {
     /// the size cap, [`EngineError::Io`] when the place cannot be opened, [`EngineError::Stopped`].
     pub fn add(&self, add: AddListing) -> Result<ListingId, EngineError> {
         let identity = self.inner.with_known_metainfo(add.identity)?;
-        if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) = (&identity, add.size_max_bytes)
+        if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) =
+            (&identity, add.size_max_bytes)
         {
-            let size_bytes = metainfo.total_len_bytes();
+            let size_bytes = metainfo.info().geometry().payload_len();
             if size_bytes > size_max_bytes {
                 let refused = ListingError::TooLarge { size_bytes, size_max_bytes };
                 return Err(EngineError::Refused(refused));
             }
         }
         let root = open_place(&add.place)?;
-        let is_fresh = match &identity {
-            Identity::Metainfo(metainfo) => is_nothing_there(&root, metainfo),
-            Identity::V2(_) => false,
+        let (is_fresh, bad_files) = match &identity {
+            Identity::Metainfo(metainfo) if !add.known_complete => look_at_files(&root, metainfo),
+            _ => (false, Vec::new()),
         };
         let new = NewListing {
             id: ListingId(self.inner.next_id.fetch_add(1, Ordering::Relaxed)),
@@ -141,6 +158,7 @@ impl Engine {
             place: add.place,
             root: Arc::new(root),
             is_fresh,
+            bad_files,
             verify_v1: add.verify_v1,
             known_complete: add.known_complete,
             size_max_bytes: add.size_max_bytes,
@@ -226,9 +244,9 @@ impl Inner {
         loop {
             match answers.recv_timeout(Duration::from_millis(200)) {
                 Ok(value) => return Some(value),
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if self.has_ended() => return None,
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if self.has_ended() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -242,9 +260,14 @@ impl Inner {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             self.queue.push(Command::Shutdown);
-            if thread.join().is_err() {
-                tracing::error!("the shard's thread panicked");
-            }
+            let error = match thread.join() {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => format!("the I/O driver failed: {error}"),
+                Err(_) => "the shard's thread panicked".to_owned(),
+            };
+            tracing::error!(error);
+            // Nobody has to listen any more.
+            let _ = self.events.send(Event::Fatal { error });
         }
     }
 
@@ -318,8 +341,23 @@ fn open_place(place: &Place) -> Result<DirHandle, EngineError> {
     opened.map_err(|source| EngineError::Io { what, path: place.folder().into(), source })
 }
 
-/// True when nothing lies under the torrent's root name, so that a check would find nothing.
-fn is_nothing_there(root: &DirHandle, metainfo: &Metainfo) -> bool {
-    let name = Path::new(metainfo.name());
-    matches!(root.metadata(name), Err(error) if error.kind() == io::ErrorKind::NotFound)
+/// Whether nothing lies under the torrent's root name, so that a check would find nothing, and which
+/// files are missing or have another length than they should.
+fn look_at_files(root: &DirHandle, metainfo: &Metainfo) -> (bool, Vec<u32>) {
+    let is_missing = |path: &Path| matches!(root.metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    if is_missing(Path::new(metainfo.info().name())) {
+        return (true, Vec::new());
+    }
+    let is_bad = |file: &FileEntry| {
+        let found = root.metadata(file.path.as_path());
+        !file.pad && !found.is_ok_and(|found| found.len_bytes == file.len_bytes)
+    };
+    let files = metainfo.info().files().iter().enumerate();
+    (false, files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at as u32).collect())
+}
+
+/// A seed that differs between engines and runs: the standard library keys its hash maps with one.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::hash::RandomState::new().build_hasher().finish()
 }

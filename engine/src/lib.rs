@@ -1,11 +1,24 @@
 //! The engine that drives [`ringseed_core`] over [`ringseed_sys`]: shards, the drivers under
-//! [`io`], the store and the public `Engine` handle.
+//! [`io`], the store and the public [`Engine`] handle.
+//!
+//! [`Engine::start`] gives a handle and a channel of [`Event`]s. A listing is added with what is known
+//! of it ([`Identity`]) and where its bytes lie ([`Place`]); the engine fetches, verifies, stores and
+//! serves it until it is removed.
 #![forbid(unsafe_code)]
 
+mod api;
 mod config;
+mod handle;
 pub mod io;
+pub mod shard;
+pub mod store;
 
-pub use config::{
-    ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, Config, ConfigError, DirectIo,
-    IoDriver,
+pub use api::{
+    AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingState,
+    ListingStatus, Place, SourceStatus, WaitReason,
 };
+pub use config::{
+    ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, Config, ConfigError,
+    DirectIo, IoDriver,
+};
+pub use handle::Engine;

@@ -25,6 +25,9 @@ pub struct NewListing {
     pub root: Arc<DirHandle>,
     /// Nothing lies under the root name: there is nothing to check.
     pub is_fresh: bool,
+    /// Files that are missing or have another length, by their place in the metainfo: what the journal
+    /// says of their pieces is not believed.
+    pub bad_files: Vec<u32>,
     /// See [`AddListing::verify_v1`](crate::AddListing::verify_v1).
     pub verify_v1: bool,
     /// See [`AddListing::known_complete`](crate::AddListing::known_complete).

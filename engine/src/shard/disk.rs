@@ -1,0 +1,474 @@
+//! Which operations go to the disk and when: open files, budgets, classes.
+//!
+//! A task names a file of a listing. The file is opened when its first task comes, with what its
+//! listing is doing now (reading only while checking, seeding or in place), sized and reserved before
+//! the first write, and closed when others need its descriptor. Nothing here blocks: every step is an
+//! operation of its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ringseed_sys::arena::{Extent, ExtentMut};
+use ringseed_sys::dir::DirHandle;
+
+use super::{Flight, Shard};
+use crate::api::ListingId;
+use crate::io::{FileId, Op, OpenMode, ReadPath};
+
+/// Operations in flight at most. Depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
+const OPS_IN_FLIGHT_MAX: usize = 32;
+/// Of these, for checking: a check never keeps the foreground waiting for more than a few reads.
+const CHECK_OPS_IN_FLIGHT_MAX: usize = 8;
+/// Bytes in flight at most.
+const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
+
+/// A file of a listing; the number counts pads, as the geometry does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileKey {
+    pub listing: ListingId,
+    pub file: u32,
+}
+
+/// Who is served first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Writes of what arrives and reads for peers.
+    Foreground,
+    /// Hashing what lies on disk.
+    Check,
+}
+
+/// A transfer or a touch of one file. `job` is told when it is done.
+#[derive(Debug)]
+pub(super) struct DiskTask {
+    pub key: FileKey,
+    pub class: Class,
+    pub job: u64,
+    pub kind: TaskKind,
+}
+
+/// What a task does.
+#[derive(Debug)]
+pub(super) enum TaskKind {
+    /// Read into the extent.
+    Read { offset_bytes: u64, buf: ExtentMut, start: usize, len: usize },
+    /// Write out of the extent.
+    Write { offset_bytes: u64, buf: Extent, start: usize, len: usize },
+    /// Make sure that the file exists with its full length.
+    Touch,
+}
+
+impl DiskTask {
+    fn len_bytes(&self) -> u64 {
+        match &self.kind {
+            TaskKind::Read { len, .. } | TaskKind::Write { len, .. } => *len as u64,
+            TaskKind::Touch => 0,
+        }
+    }
+
+    fn needs_write(&self) -> bool {
+        !matches!(self.kind, TaskKind::Read { .. })
+    }
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(super) enum TaskDone {
+    /// Bytes read, which way, and the buffer.
+    Read(io::Result<(usize, ReadPath)>, ExtentMut),
+    /// Written or touched. A failed task comes back to be tried again.
+    Wrote(Result<u64, (io::Error, DiskTask)>),
+}
+
+/// Open files and queues of one shard.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    files: BTreeMap<FileKey, OpenFile>,
+    foreground: VecDeque<DiskTask>,
+    check: VecDeque<DiskTask>,
+    ops_in_flight: usize,
+    check_in_flight: usize,
+    bytes_in_flight: u64,
+    tick: u64,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    state: FileState,
+    mode: OpenMode,
+    /// Operations in flight on it.
+    users: u32,
+    /// Written since the last sync; such a file is not closed.
+    dirty: bool,
+    /// Close it when the last user is done, and open it anew if tasks wait.
+    stale: bool,
+    used_at: u64,
+    waiting: VecDeque<DiskTask>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileState {
+    Opening,
+    Sizing(FileId),
+    Ready(FileId),
+}
+
+/// What is needed to open a file.
+pub(super) struct OpenSpec {
+    pub root: Arc<DirHandle>,
+    pub path: PathBuf,
+    pub mode: OpenMode,
+    pub len_bytes: u64,
+}
+
+/// What a task in flight must remember.
+#[derive(Debug)]
+pub(super) struct TaskFlight {
+    pub key: FileKey,
+    pub class: Class,
+    pub job: u64,
+    pub len: u64,
+    /// Of a write: where it goes, to try it again.
+    pub offset_bytes: u64,
+    pub start: usize,
+}
+
+impl Disk {
+    /// The open descriptor of a file, if there is one.
+    pub fn ready_file(&self, key: FileKey) -> Option<FileId> {
+        match self.files.get(&key)?.state {
+            FileState::Ready(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Marks what a sync has made clean again.
+    pub fn set_clean(&mut self, key: FileKey) {
+        if let Some(file) = self.files.get_mut(&key) {
+            file.dirty = false;
+        }
+    }
+
+    /// Nothing queued and nothing in flight.
+    pub fn is_idle(&self) -> bool {
+        self.ops_in_flight == 0 && self.foreground.is_empty() && self.check.is_empty()
+    }
+
+    /// Writes waiting or in flight: how far the disk is behind.
+    pub fn queued(&self) -> usize {
+        self.foreground.len() + self.ops_in_flight
+    }
+}
+
+impl Shard {
+    /// Queues a task. Its end comes to `task_done`.
+    pub(super) fn disk_submit(&mut self, task: DiskTask) {
+        match task.class {
+            Class::Foreground => self.disk.foreground.push_back(task),
+            Class::Check => self.disk.check.push_back(task),
+        }
+    }
+
+    /// Starts queued tasks as far as the budgets go.
+    pub(super) fn pump_disk(&mut self) {
+        loop {
+            let disk = &mut self.disk;
+            if disk.ops_in_flight >= OPS_IN_FLIGHT_MAX
+                || disk.bytes_in_flight >= BYTES_IN_FLIGHT_MAX
+            {
+                return;
+            }
+            let task = match disk.foreground.pop_front() {
+                Some(task) => task,
+                None if disk.check_in_flight < CHECK_OPS_IN_FLIGHT_MAX => {
+                    match disk.check.pop_front() {
+                        Some(task) => task,
+                        None => return,
+                    }
+                }
+                None => return,
+            };
+            self.start_task(task);
+        }
+    }
+
+    /// Runs a task on its file, or leaves it waiting there until the file is open.
+    fn start_task(&mut self, task: DiskTask) {
+        let key = task.key;
+        self.disk.tick += 1;
+        let tick = self.disk.tick;
+        if !self.disk.files.contains_key(&key) {
+            self.open_file(key, task);
+            return;
+        }
+        let file = self.disk.files.get_mut(&key).expect("looked up above");
+        file.used_at = tick;
+        if task.needs_write() && file.mode == OpenMode::Read {
+            file.stale = true;
+        }
+        match file.state {
+            FileState::Ready(id) if !file.stale => self.run_task(id, task),
+            _ => {
+                file.waiting.push_back(task);
+                self.close_if_stale(key);
+            }
+        }
+    }
+
+    fn open_file(&mut self, key: FileKey, first: DiskTask) {
+        let Some(spec) = self.open_spec(key) else {
+            self.fail_task(first, io::Error::from(io::ErrorKind::NotFound));
+            return;
+        };
+        self.close_idle_files();
+        let file = OpenFile {
+            state: FileState::Opening,
+            mode: spec.mode,
+            users: 0,
+            dirty: false,
+            stale: false,
+            used_at: self.disk.tick,
+            waiting: VecDeque::from([first]),
+        };
+        self.disk.files.insert(key, file);
+        let id = self.flights.insert(Flight::Open(key));
+        let direct = self.config.direct_io == crate::config::DirectIo::Auto;
+        let OpenSpec { root, path, mode, .. } = spec;
+        self.out.push_back(Op::Open { id, root, path, mode, direct });
+    }
+
+    /// Keeps the number of open files bounded: the least recently used idle one goes.
+    fn close_idle_files(&mut self) {
+        while self.disk.files.len() >= self.config.open_files_max as usize {
+            let idle = |file: &OpenFile| {
+                file.users == 0
+                    && !file.dirty
+                    && file.waiting.is_empty()
+                    && matches!(file.state, FileState::Ready(_))
+            };
+            let oldest = self.disk.files.iter().filter(|(_, file)| idle(file));
+            let Some((&key, _)) = oldest.min_by_key(|(_, file)| file.used_at) else {
+                // All are busy or dirty: a commit makes some of them clean.
+                self.commit.is_urgent = true;
+                return;
+            };
+            self.close_file(key);
+        }
+    }
+
+    fn close_file(&mut self, key: FileKey) {
+        if let Some(file) = self.disk.files.remove(&key) {
+            if let FileState::Ready(id) | FileState::Sizing(id) = file.state {
+                self.out.push_back(Op::CloseFile { file: id });
+            }
+        }
+    }
+
+    /// Answer to [`Op::Open`].
+    pub(super) fn handle_opened(&mut self, key: FileKey, result: io::Result<(FileId, u64)>) {
+        let spec = self.open_spec(key);
+        let Some(file) = self.disk.files.get_mut(&key) else {
+            if let Ok((id, _)) = result {
+                self.out.push_back(Op::CloseFile { file: id });
+            }
+            return;
+        };
+        match (result, spec) {
+            (Ok((id, len_bytes)), Some(spec)) => {
+                if file.mode == OpenMode::Write && len_bytes != spec.len_bytes {
+                    file.state = FileState::Sizing(id);
+                    let flight = self.flights.insert(Flight::Allocate(key));
+                    let len_bytes = spec.len_bytes;
+                    self.out.push_back(Op::Allocate { id: flight, file: id, len_bytes });
+                } else {
+                    file.state = FileState::Ready(id);
+                    self.run_waiting(key);
+                }
+            }
+            (Ok((id, _)), None) => {
+                self.out.push_back(Op::CloseFile { file: id });
+                self.fail_file(key, io::Error::from(io::ErrorKind::NotFound));
+            }
+            (Err(error), _) => self.fail_file(key, error),
+        }
+    }
+
+    /// Answer to [`Op::Allocate`].
+    pub(super) fn handle_allocated(&mut self, key: FileKey, result: io::Result<()>) {
+        let Some(file) = self.disk.files.get_mut(&key) else { return };
+        let FileState::Sizing(id) = file.state else { return };
+        match result {
+            Ok(()) => {
+                file.state = FileState::Ready(id);
+                file.dirty = true; // its length is to be synced as well
+                self.commit.files.insert(key);
+                self.run_waiting(key);
+            }
+            Err(error) => {
+                self.out.push_back(Op::CloseFile { file: id });
+                self.fail_file(key, error);
+            }
+        }
+    }
+
+    fn run_waiting(&mut self, key: FileKey) {
+        while let Some(file) = self.disk.files.get_mut(&key) {
+            let FileState::Ready(id) = file.state else { return };
+            let Some(task) = file.waiting.pop_front() else { break };
+            if task.needs_write() && file.mode == OpenMode::Read {
+                file.stale = true;
+                file.waiting.push_front(task);
+                break;
+            }
+            self.run_task(id, task);
+        }
+        self.close_if_stale(key);
+    }
+
+    fn run_task(&mut self, file_id: FileId, task: DiskTask) {
+        let DiskTask { key, class, job, .. } = task;
+        let len = task.len_bytes();
+        match task.kind {
+            TaskKind::Touch => {
+                self.task_done(key, job, TaskDone::Wrote(Ok(0)));
+            }
+            TaskKind::Read { offset_bytes, buf, start, len: read_len } => {
+                self.count_started(key, class, len);
+                let flight = TaskFlight { key, class, job, len, offset_bytes, start };
+                let id = self.flights.insert(Flight::Read(flight));
+                let len = read_len;
+                self.out.push_back(Op::Read { id, file: file_id, offset_bytes, buf, start, len });
+            }
+            TaskKind::Write { offset_bytes, buf, start, len: write_len } => {
+                self.count_started(key, class, len);
+                let flight = TaskFlight { key, class, job, len, offset_bytes, start };
+                let id = self.flights.insert(Flight::Write(flight));
+                let len = write_len;
+                self.out.push_back(Op::Write { id, file: file_id, offset_bytes, buf, start, len });
+            }
+        }
+    }
+
+    fn count_started(&mut self, key: FileKey, class: Class, len: u64) {
+        self.disk.ops_in_flight += 1;
+        self.disk.check_in_flight += usize::from(class == Class::Check);
+        self.disk.bytes_in_flight += len;
+        if let Some(file) = self.disk.files.get_mut(&key) {
+            file.users += 1;
+        }
+    }
+
+    fn count_ended(&mut self, flight: &TaskFlight) {
+        self.disk.ops_in_flight -= 1;
+        self.disk.check_in_flight -= usize::from(flight.class == Class::Check);
+        self.disk.bytes_in_flight -= flight.len;
+        if let Some(file) = self.disk.files.get_mut(&flight.key) {
+            file.users = file.users.saturating_sub(1);
+        }
+    }
+
+    /// Answer to [`Op::Read`].
+    pub(super) fn handle_read(
+        &mut self,
+        flight: TaskFlight,
+        result: io::Result<(usize, ReadPath)>,
+        buf: ExtentMut,
+    ) {
+        self.count_ended(&flight);
+        self.close_if_stale(flight.key);
+        self.task_done(flight.key, flight.job, TaskDone::Read(result, buf));
+    }
+
+    /// Answer to [`Op::Write`].
+    pub(super) fn handle_written(
+        &mut self,
+        flight: TaskFlight,
+        result: io::Result<()>,
+        buf: Extent,
+    ) {
+        self.count_ended(&flight);
+        let TaskFlight { key, class, job, len, offset_bytes, start } = flight;
+        let done = match result {
+            Ok(()) => {
+                if let Some(file) = self.disk.files.get_mut(&key) {
+                    file.dirty = true;
+                }
+                self.commit.files.insert(key);
+                self.counters.stored_bytes.add(len);
+                Ok(len)
+            }
+            Err(error) => {
+                let kind = TaskKind::Write { offset_bytes, buf, start, len: len as usize };
+                Err((error, DiskTask { key, class, job, kind }))
+            }
+        };
+        self.close_if_stale(key);
+        self.task_done(key, job, TaskDone::Wrote(done));
+    }
+
+    /// A file could not be opened or sized: what waits for it fails with it.
+    fn fail_file(&mut self, key: FileKey, error: io::Error) {
+        let Some(file) = self.disk.files.remove(&key) else { return };
+        for task in file.waiting {
+            let error = error.raw_os_error().map_or_else(
+                || io::Error::new(error.kind(), error.to_string()),
+                io::Error::from_raw_os_error,
+            );
+            self.fail_task(task, error);
+        }
+    }
+
+    fn fail_task(&mut self, task: DiskTask, error: io::Error) {
+        let (key, job) = (task.key, task.job);
+        let done = match task.kind {
+            TaskKind::Read { buf, .. } => TaskDone::Read(Err(error), buf),
+            _ => TaskDone::Wrote(Err((error, task))),
+        };
+        self.task_done(key, job, done);
+    }
+
+    fn close_if_stale(&mut self, key: FileKey) {
+        let Some(file) = self.disk.files.get_mut(&key) else { return };
+        let is_ready = matches!(file.state, FileState::Ready(_));
+        if !file.stale || file.users > 0 || file.dirty || !is_ready {
+            return;
+        }
+        let waiting = std::mem::take(&mut file.waiting);
+        self.close_file(key);
+        for task in waiting {
+            self.start_task(task);
+        }
+    }
+
+    /// A sync of the file has ended, or was not needed.
+    pub(super) fn file_is_clean(&mut self, key: FileKey) {
+        self.disk.set_clean(key);
+        self.close_if_stale(key);
+    }
+
+    /// Forgets every open file of a listing, so that the next task opens it anew: after a failed
+    /// sync, a check, a change of mode. `drop_tasks` also forgets what is queued (removal).
+    pub(super) fn close_files_of(&mut self, listing: ListingId, drop_tasks: bool) {
+        if drop_tasks {
+            self.disk.foreground.retain(|task| task.key.listing != listing);
+            self.disk.check.retain(|task| task.key.listing != listing);
+        }
+        let range = FileKey { listing, file: 0 }..=FileKey { listing, file: u32::MAX };
+        let keys: Vec<FileKey> = self.disk.files.range(range).map(|(&key, _)| key).collect();
+        for key in keys {
+            let file = self.disk.files.get_mut(&key).expect("key of the range");
+            if drop_tasks {
+                file.waiting.clear();
+                file.dirty = false;
+                self.commit.files.remove(&key);
+                // Operations in flight complete on the driver's side; their answers find no file.
+                self.close_file(key);
+            } else {
+                file.stale = true;
+                self.close_if_stale(key);
+            }
+        }
+    }
+}

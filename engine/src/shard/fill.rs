@@ -1,0 +1,316 @@
+//! The assembler: extents of the arena that are being filled, block by block, until their pieces are
+//! whole.
+//!
+//! While a receive is in flight, the extents it may write to are *lent* to it by value. A block that
+//! comes over another connection meanwhile waits in a small heap buffer (the stash) and is copied in
+//! when the extent is back. That is rare: a connection first waits without buffers until bytes are
+//! there, so an extent is away for one system call.
+
+use std::collections::BTreeMap;
+
+use ringseed_core::bitfield::Bitfield;
+use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry, PieceIndex};
+use ringseed_core::wire::{Kept, PeerId};
+use ringseed_sys::arena::ExtentMut;
+
+use super::peer::ConnId;
+
+/// What came of a block that landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// Needed and in place; its piece lacks others.
+    New,
+    /// Needed and in place; the last one of its piece.
+    Whole,
+    /// Had already: wasted.
+    Duplicate,
+}
+
+/// One block of an extent being filled.
+#[derive(Clone, Debug)]
+pub(super) struct FillBlock {
+    pub block: BlockRef,
+    pub offset: u32,
+    /// Who sent it; `None` while it is missing.
+    pub from: Option<PeerId>,
+    /// The connection whose bytes may lie in its place already. Others bring theirs in buffers of
+    /// their own, so that a block never mixes bytes of two peers and blame finds the right one.
+    owner: Option<ConnId>,
+    /// SHA-256 of its bytes, in torrents with a v2 view, once it was hashed.
+    pub leaf: Option<[u8; 32]>,
+}
+
+/// An extent being filled.
+#[derive(Debug)]
+pub(super) struct Fill {
+    buf: Option<ExtentMut>,
+    /// The blocks that are wanted here, in order of offset.
+    pub blocks: Vec<FillBlock>,
+    /// Landed while the extent was lent: where in the extent, and the bytes.
+    stash: Vec<(u32, Vec<u8>)>,
+}
+
+/// All extents of a listing that are being filled.
+#[derive(Debug, Default)]
+pub(super) struct Assembler {
+    fills: BTreeMap<u32, Fill>,
+    /// Blocks that a begun piece lacks.
+    missing: BTreeMap<u32, u32>,
+}
+
+impl Fill {
+    /// The bytes, unless they are lent.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        self.buf.as_deref()
+    }
+
+    fn find(&mut self, block: BlockRef, offset: u32) -> Option<&mut FillBlock> {
+        let at = self.blocks.binary_search_by_key(&offset, |fill| fill.offset).ok()?;
+        Some(&mut self.blocks[at]).filter(|fill| fill.block == block)
+    }
+}
+
+impl Assembler {
+    /// Starts filling an extent: all blocks of pieces not in `have` are wanted. What no block covers
+    /// is set to zeros, because pads lie there and v1 hashes them.
+    pub fn begin(
+        &mut self,
+        geometry: &Geometry,
+        extent: ExtentIndex,
+        mut buf: ExtentMut,
+        have: &Bitfield,
+    ) {
+        let mut blocks = Vec::new();
+        let mut covered = 0;
+        for block in geometry.blocks_of_extent(extent) {
+            let (_, offset) = geometry.extent_of(block);
+            buf[covered as usize..offset as usize].fill(0);
+            covered = offset + block.len();
+            if !have.get(block.piece()) {
+                blocks.push(FillBlock { block, offset, from: None, owner: None, leaf: None });
+            }
+        }
+        buf[covered as usize..geometry.extent_len(extent) as usize].fill(0);
+        for piece in geometry.pieces_of_extent(extent).filter(|&piece| !have.get(piece)) {
+            self.missing
+                .entry(piece.get())
+                .or_insert_with(|| geometry.blocks_of_piece(piece).count() as u32);
+        }
+        self.fills.insert(extent.get(), Fill { buf: Some(buf), blocks, stash: Vec::new() });
+    }
+
+    /// Whether an extent is being filled.
+    pub fn is_filling(&self, extent: ExtentIndex) -> bool {
+        self.fills.contains_key(&extent.get())
+    }
+
+    /// An extent being filled.
+    pub fn fill(&self, extent: ExtentIndex) -> Option<&Fill> {
+        self.fills.get(&extent.get())
+    }
+
+    /// An extent being filled, to write leaves into.
+    pub fn fill_mut(&mut self, extent: ExtentIndex) -> Option<&mut Fill> {
+        self.fills.get_mut(&extent.get())
+    }
+
+    /// Where a block belongs, for the bytes of one connection, if its extent is here.
+    pub fn place(
+        &mut self,
+        geometry: &Geometry,
+        block: BlockRef,
+        conn: ConnId,
+    ) -> Option<&mut [u8]> {
+        let (extent, offset) = geometry.extent_of(block);
+        let fill = self.fills.get_mut(&extent.get())?;
+        fill.buf.as_ref()?;
+        let found = fill.find(block, offset)?;
+        // A block that is had already has no place: what lies there may be hashed or sent by now.
+        if found.from.is_some() || *found.owner.get_or_insert(conn) != conn {
+            return None;
+        }
+        let buf = fill.buf.as_mut()?;
+        Some(&mut buf[offset as usize..(offset + block.len()) as usize])
+    }
+
+    /// Bytes of an extent that has come back from a receive.
+    pub fn bytes_mut(&mut self, extent: ExtentIndex) -> Option<&mut [u8]> {
+        self.fills.get_mut(&extent.get())?.buf.as_deref_mut()
+    }
+
+    /// Lends an extent to a receive.
+    pub fn lend(&mut self, extent: ExtentIndex) -> Option<ExtentMut> {
+        self.fills.get_mut(&extent.get())?.buf.take()
+    }
+
+    /// Takes a lent extent back and copies in what landed meanwhile.
+    pub fn give_back(&mut self, extent: ExtentIndex, mut buf: ExtentMut) {
+        // The fill may be gone (a removed listing, a piece given up): then the extent goes home.
+        let Some(fill) = self.fills.get_mut(&extent.get()) else { return };
+        for (offset, bytes) in fill.stash.drain(..) {
+            buf[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        fill.buf = Some(buf);
+    }
+
+    /// A block has landed: in place, or from some offset on in a buffer of its own.
+    pub fn land(
+        &mut self,
+        geometry: &Geometry,
+        block: BlockRef,
+        kept: Option<Kept>,
+        conn: ConnId,
+        from: PeerId,
+    ) -> Arrival {
+        let (extent, offset) = geometry.extent_of(block);
+        let Some(fill) = self.fills.get_mut(&extent.get()) else { return Arrival::Duplicate };
+        let is_whole = kept.as_ref().is_some_and(|kept| kept.from_offset == 0);
+        match fill.find(block, offset) {
+            // What precedes kept bytes lies in place only if the place was this connection's.
+            Some(found) if found.from.is_none() && (is_whole || found.owner == Some(conn)) => {
+                found.from = Some(from);
+            }
+            _ => return Arrival::Duplicate,
+        }
+        if let Some(kept) = kept {
+            let at = offset + kept.from_offset;
+            match fill.buf.as_mut() {
+                Some(buf) => {
+                    buf[at as usize..at as usize + kept.bytes.len()].copy_from_slice(&kept.bytes);
+                }
+                None => fill.stash.push((at, kept.bytes)),
+            }
+        }
+        let missing =
+            self.missing.get_mut(&block.piece().get()).expect("set when its extent began");
+        *missing -= 1;
+        if *missing == 0 { Arrival::Whole } else { Arrival::New }
+    }
+
+    /// The blocks of a piece that are here or wanted, in order.
+    pub fn blocks_of<'a>(
+        &'a self,
+        geometry: &Geometry,
+        piece: PieceIndex,
+    ) -> impl Iterator<Item = &'a FillBlock> + use<'a> {
+        let extents = geometry.extents_of_piece(piece);
+        extents
+            .filter_map(|extent| self.fills.get(&extent.get()))
+            .flat_map(|fill| fill.blocks.iter())
+            .filter(move |fill| fill.block.piece() == piece)
+    }
+
+    /// The bytes of a whole piece, pads included, as parts in order; `None` while one is lent.
+    pub fn parts_of<'a>(&'a self, geometry: &Geometry, piece: PieceIndex) -> Option<Vec<&'a [u8]>> {
+        let begin = geometry.piece_offset(piece);
+        let end = begin + u64::from(geometry.piece_len(piece));
+        let mut parts = Vec::new();
+        for extent in geometry.extents_of_piece(piece) {
+            let at = geometry.extent_offset(extent);
+            let bytes = self.fills.get(&extent.get())?.bytes()?;
+            let from = begin.saturating_sub(at) as usize;
+            let to = (end - at).min(u64::from(geometry.extent_len(extent))) as usize;
+            parts.push(&bytes[from..to]);
+        }
+        Some(parts)
+    }
+
+    /// Who sent blocks of a piece, each peer once.
+    pub fn senders_of(&self, geometry: &Geometry, piece: PieceIndex) -> Vec<(PeerId, u64)> {
+        let mut senders: BTreeMap<PeerId, u64> = BTreeMap::new();
+        for block in self.blocks_of(geometry, piece) {
+            if let Some(from) = block.from {
+                *senders.entry(from).or_default() += u64::from(block.block.len());
+            }
+        }
+        senders.into_iter().collect()
+    }
+
+    /// A piece did not verify: the given blocks of it are missing again. Returns their bytes.
+    pub fn reject(
+        &mut self,
+        geometry: &Geometry,
+        piece: PieceIndex,
+        is_bad: impl Fn(&FillBlock) -> bool,
+    ) -> u64 {
+        let mut rejected = 0;
+        for extent in geometry.extents_of_piece(piece) {
+            let Some(fill) = self.fills.get_mut(&extent.get()) else { continue };
+            for block in fill.blocks.iter_mut().filter(|block| block.block.piece() == piece) {
+                if block.from.is_some() && is_bad(block) {
+                    (block.from, block.owner, block.leaf) = (None, None, None);
+                    rejected += u64::from(block.block.len());
+                    *self.missing.entry(piece.get()).or_default() += 1;
+                }
+            }
+        }
+        rejected
+    }
+
+    /// A piece is verified: it is no longer being filled. Returns the extents that have nothing left
+    /// to wait for, with their bytes.
+    pub fn finish(
+        &mut self,
+        geometry: &Geometry,
+        piece: PieceIndex,
+        have: &Bitfield,
+    ) -> Vec<(ExtentIndex, ExtentMut)> {
+        self.missing.remove(&piece.get());
+        let mut done = Vec::new();
+        for extent in geometry.extents_of_piece(piece) {
+            if geometry.pieces_of_extent(extent).all(|piece| have.get(piece))
+                && let Some(fill) = self.fills.remove(&extent.get())
+            {
+                done.push((extent, fill.buf.expect("a verified piece is not lent")));
+            }
+        }
+        done
+    }
+
+    /// Takes out an extent of several pieces of which some are verified and none is half here, so that
+    /// the verified ones can be written and served; the others begin anew when they are asked for.
+    pub fn split_off(&mut self, geometry: &Geometry, extent: ExtentIndex) -> Option<ExtentMut> {
+        let fill = self.fills.get(&extent.get())?;
+        let half_here = |piece: PieceIndex| {
+            let mut of_piece = fill.blocks.iter().filter(|block| block.block.piece() == piece);
+            self.missing.contains_key(&piece.get()) && of_piece.any(|block| block.from.is_some())
+        };
+        if fill.buf.is_none() || geometry.pieces_of_extent(extent).any(half_here) {
+            return None;
+        }
+        for piece in geometry.pieces_of_extent(extent) {
+            self.missing.remove(&piece.get());
+        }
+        self.fills.remove(&extent.get())?.buf
+    }
+
+    /// Extents being filled.
+    pub fn extents(&self) -> impl Iterator<Item = u32> + '_ {
+        self.fills.keys().copied()
+    }
+
+    /// How many extents are being filled.
+    pub fn len(&self) -> usize {
+        self.fills.len()
+    }
+
+    /// Gives up an extent that holds nothing yet.
+    pub fn give_up_empty(&mut self, geometry: &Geometry, extent: ExtentIndex) -> bool {
+        let Some(fill) = self.fills.get(&extent.get()) else { return false };
+        let is_empty = fill.buf.is_some() && fill.blocks.iter().all(|block| block.from.is_none());
+        // A piece of several extents keeps its count: it speaks of all of them.
+        if !is_empty || geometry.pieces_of_extent(extent).len() == 0 {
+            return false;
+        }
+        self.fills.remove(&extent.get());
+        for piece in geometry.pieces_of_extent(extent) {
+            if geometry
+                .extents_of_piece(piece)
+                .all(|extent| !self.fills.contains_key(&extent.get()))
+            {
+                self.missing.remove(&piece.get());
+            }
+        }
+        true
+    }
+}

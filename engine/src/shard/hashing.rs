@@ -1,0 +1,306 @@
+//! Hashing at the end of the turn, in batches: 16 KiB leaves of everything that landed (v2), whole
+//! pieces (v1), while the bytes are still in the cache of this core.
+//!
+//! A piece that does not verify is never accepted and never written. If all of it came from one peer,
+//! that peer is banned. If several had a part in it, the digests of its blocks are kept; when the
+//! piece has been fetched again and verifies, every block that differs convicts its sender.
+
+use std::collections::BTreeMap;
+
+use ringseed_core::geometry::{BlockRef, ExtentIndex, PieceIndex};
+use ringseed_core::merkle;
+use ringseed_core::wire::PeerId;
+use ringseed_sys::hash;
+
+use super::Shard;
+use super::listing::Active;
+use crate::api::{ListingError, ListingId};
+
+/// Blocks put through SHA-256 in one call at most: 4 MiB, a few hundred microseconds.
+const LEAVES_PER_BATCH: usize = 256;
+/// Bytes put through SHA-1 in one call at most, unless a single piece is longer.
+const PIECE_BYTES_PER_BATCH: u64 = 16 << 20;
+/// Failed attempts at a piece that are remembered.
+const ATTEMPTS_MAX: usize = 8;
+
+/// What waits to be hashed.
+#[derive(Debug, Default)]
+pub(super) struct Hashing {
+    blocks: Vec<(ListingId, BlockRef)>,
+    pieces: Vec<(ListingId, PieceIndex)>,
+}
+
+/// Blocks of pieces that did not verify: position in the piece, digest, sender.
+#[derive(Debug, Default)]
+pub(super) struct Suspicions {
+    by_piece: BTreeMap<u32, Vec<Vec<(u32, [u8; 32], PeerId)>>>,
+}
+
+/// What hashing says of a piece.
+enum Verdict {
+    Good,
+    Bad,
+    /// v2 vouches for the bytes and v1 does not.
+    ViewsDisagree {
+        sha1_found: [u8; 20],
+    },
+}
+
+impl Hashing {
+    /// A block has landed; `is_whole` when it was the last of its piece.
+    pub fn block_landed(&mut self, listing: ListingId, block: BlockRef, is_whole: bool) {
+        self.blocks.push((listing, block));
+        if is_whole {
+            self.pieces.push((listing, block.piece()));
+        }
+    }
+
+    /// Nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.blocks.is_empty() && self.pieces.is_empty()
+    }
+
+    /// Forgets a removed listing.
+    pub fn forget(&mut self, listing: ListingId) {
+        self.blocks.retain(|(of, _)| *of != listing);
+        self.pieces.retain(|(of, _)| *of != listing);
+    }
+}
+
+impl Shard {
+    /// Hashes what landed in this turn and acts on what comes out. What is lent to a receive waits for
+    /// the next turn.
+    pub(super) fn hash_turn(&mut self) {
+        if self.hashing.is_idle() {
+            return;
+        }
+        self.hash_leaves();
+        let waiting = std::mem::take(&mut self.hashing.pieces);
+        let (ready, later): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|&(listing, piece)| self.is_ready(listing, piece));
+        self.hashing.pieces = later;
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for (listing, piece) in ready {
+            let Some(geometry) = self.active.get(&listing).and_then(Active::geometry) else {
+                continue;
+            };
+            batch_bytes += u64::from(geometry.piece_len(piece));
+            batch.push((listing, piece));
+            if batch_bytes >= PIECE_BYTES_PER_BATCH {
+                self.judge(std::mem::take(&mut batch));
+                batch_bytes = 0;
+            }
+        }
+        self.judge(batch);
+    }
+
+    /// The bytes of a piece are here, its leaves hashed.
+    fn is_ready(&self, listing: ListingId, piece: PieceIndex) -> bool {
+        let Some(active) = self.active.get(&listing) else { return false };
+        let Some(geometry) = active.geometry() else { return false };
+        let here = |extent: ExtentIndex| {
+            active.assembler.fill(extent).is_some_and(|fill| fill.bytes().is_some())
+        };
+        let is_hashed = !active.has_v2()
+            || active.assembler.blocks_of(geometry, piece).all(|block| block.leaf.is_some());
+        is_hashed && geometry.extents_of_piece(piece).all(here)
+    }
+
+    fn hash_leaves(&mut self) {
+        let waiting = std::mem::take(&mut self.hashing.blocks);
+        let mut later = Vec::new();
+        for batch in waiting.chunks(LEAVES_PER_BATCH) {
+            let mut found = Vec::with_capacity(batch.len());
+            let mut messages: Vec<&[u8]> = Vec::with_capacity(batch.len());
+            for &(listing, block) in batch {
+                let Some(active) = self.active.get(&listing).filter(|active| active.has_v2())
+                else {
+                    continue; // v1 hashes whole pieces
+                };
+                let Some(geometry) = active.geometry() else { continue };
+                let (extent, offset) = geometry.extent_of(block);
+                let Some(fill) = active.assembler.fill(extent) else { continue };
+                match fill.bytes() {
+                    Some(bytes) => {
+                        messages.push(&bytes[offset as usize..(offset + block.len()) as usize]);
+                        found.push((listing, extent, block));
+                    }
+                    None => later.push((listing, block)),
+                }
+            }
+            let mut leaves = vec![[0; 32]; messages.len()];
+            hash::sha256_many(&messages, &mut leaves);
+            let bytes: usize = messages.iter().map(|message| message.len()).sum();
+            self.counters.hashed_bytes.add(bytes as u64);
+            for ((listing, extent, block), leaf) in found.into_iter().zip(leaves) {
+                let Some(active) = self.active.get_mut(&listing) else { continue };
+                let Some(fill) = active.assembler.fill_mut(extent) else { continue };
+                let mut blocks = fill.blocks.iter_mut();
+                if let Some(slot) = blocks.find(|slot| slot.block == block && slot.from.is_some()) {
+                    slot.leaf = Some(leaf);
+                }
+            }
+        }
+        self.hashing.blocks = later;
+    }
+
+    /// Decides over whole pieces.
+    fn judge(&mut self, batch: Vec<(ListingId, PieceIndex)>) {
+        if batch.is_empty() {
+            return;
+        }
+        let with_v1: Vec<_> = batch
+            .iter()
+            .copied()
+            .filter(|(listing, _)| self.active.get(listing).is_some_and(Active::checks_v1))
+            .collect();
+        let mut sha1 = BTreeMap::new();
+        if !with_v1.is_empty() {
+            let parts: Vec<Vec<&[u8]>> = with_v1
+                .iter()
+                .map(|(listing, piece)| {
+                    let active = &self.active[listing];
+                    let geometry = active.geometry().expect("a piece has a layout");
+                    active.assembler.parts_of(geometry, *piece).expect("checked by is_ready")
+                })
+                .collect();
+            let messages: Vec<&[&[u8]]> = parts.iter().map(Vec::as_slice).collect();
+            let mut digests = vec![[0; 20]; messages.len()];
+            hash::sha1_many_parts(&messages, &mut digests);
+            let bytes: usize = parts.iter().flatten().map(|part| part.len()).sum();
+            self.counters.hashed_bytes.add(bytes as u64);
+            sha1.extend(with_v1.into_iter().zip(digests));
+        }
+        for (listing, piece) in batch {
+            let Some(active) = self.active.get(&listing) else { continue };
+            let geometry = active.geometry().expect("a piece has a layout");
+            let leaves: Vec<[u8; 32]> = active
+                .assembler
+                .blocks_of(geometry, piece)
+                .filter_map(|block| block.leaf)
+                .collect();
+            match verdict(active, piece, &leaves, sha1.get(&(listing, piece))) {
+                Verdict::Good => self.piece_is_good(listing, piece, &leaves),
+                Verdict::Bad => self.piece_is_bad(listing, piece),
+                Verdict::ViewsDisagree { sha1_found } => {
+                    let piece = piece.get();
+                    self.fail_listing(listing, ListingError::ViewsDisagree { piece, sha1_found });
+                }
+            }
+        }
+    }
+
+    /// A piece from peers is verified, in memory.
+    fn piece_is_good(&mut self, listing: ListingId, piece: PieceIndex, leaves: &[[u8; 32]]) {
+        self.settle_suspicions(listing, piece);
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for (sender, bytes) in active.assembler.senders_of(&geometry, piece) {
+            if let Some((_, verified)) = active.sources.get_mut(&sender) {
+                *verified += bytes;
+            }
+            self.counters.payload_verified_bytes.add(bytes);
+        }
+        active.set_have(piece);
+        self.keep_leaves(listing, piece, leaves);
+        self.piece_verified(listing, piece);
+    }
+
+    /// A piece did not verify: find who is to blame, fetch it again.
+    fn piece_is_bad(&mut self, listing: ListingId, piece: PieceIndex) {
+        let digests = self.block_digests(listing, piece);
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some((geometry, assembler)) = active.layout_mut() else { return };
+        let senders = assembler.senders_of(geometry, piece);
+        let rejected = assembler.reject(geometry, piece, |_| true);
+        tracing::warn!(
+            listing = listing.0,
+            piece = piece.get(),
+            senders = senders.len(),
+            "piece is bad"
+        );
+        let attempts = active.suspicions.by_piece.entry(piece.get()).or_default();
+        if attempts.len() < ATTEMPTS_MAX {
+            attempts.push(digests);
+        }
+        self.count_waste(listing, rejected);
+        self.piece_refetch(listing, piece);
+        if let [(sender, _)] = senders[..] {
+            self.convict(listing, sender, piece);
+        }
+    }
+
+    /// SHA-256 of every block of a piece that is here, with its sender.
+    fn block_digests(&self, listing: ListingId, piece: PieceIndex) -> Vec<(u32, [u8; 32], PeerId)> {
+        let Some(active) = self.active.get(&listing) else { return Vec::new() };
+        let Some(geometry) = active.geometry() else { return Vec::new() };
+        let of_block = |fill: &super::fill::FillBlock| {
+            let (extent, offset) = geometry.extent_of(fill.block);
+            let bytes = active.assembler.fill(extent)?.bytes()?;
+            let bytes = &bytes[offset as usize..(offset + fill.block.len()) as usize];
+            let digest = fill.leaf.unwrap_or_else(|| merkle::leaf(bytes));
+            Some((fill.block.begin(), digest, fill.from?))
+        };
+        active.assembler.blocks_of(geometry, piece).filter_map(of_block).collect()
+    }
+
+    /// A piece that failed before is good now: whoever sent other bytes than these lied.
+    fn settle_suspicions(&mut self, listing: ListingId, piece: PieceIndex) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(attempts) = active.suspicions.by_piece.remove(&piece.get()) else { return };
+        let good: BTreeMap<u32, [u8; 32]> = self
+            .block_digests(listing, piece)
+            .into_iter()
+            .map(|(begin, digest, _)| (begin, digest))
+            .collect();
+        for (begin, digest, sender) in attempts.into_iter().flatten() {
+            if good.get(&begin).is_some_and(|good| *good != digest) {
+                self.convict(listing, sender, piece);
+            }
+        }
+    }
+
+    fn convict(&mut self, listing: ListingId, sender: PeerId, piece: PieceIndex) {
+        let known = self.active.get(&listing).and_then(|active| active.sources.get(&sender));
+        let Some(&(addr, _)) = known else { return };
+        self.ban(sender, addr, format!("sent bad data in piece {}", piece.get()));
+    }
+}
+
+/// Compares what was hashed with what the metainfo says.
+fn verdict(
+    active: &Active,
+    piece: PieceIndex,
+    leaves: &[[u8; 32]],
+    sha1: Option<&[u8; 20]>,
+) -> Verdict {
+    let metainfo = active.metainfo.as_ref().expect("a piece has a metainfo");
+    let is_good_v2 = active.has_v2().then(|| check_v2(metainfo, piece, leaves));
+    let is_good_v1 = sha1.map(|found| metainfo.info().v1_piece_hash(piece) == Some(found));
+    match (is_good_v2, is_good_v1) {
+        (Some(true), Some(false)) => {
+            Verdict::ViewsDisagree { sha1_found: *sha1.expect("v1 was checked") }
+        }
+        (Some(false), _) | (None, Some(false)) => Verdict::Bad,
+        (Some(true), _) | (None, Some(true)) => Verdict::Good,
+        (None, None) => Verdict::Bad,
+    }
+}
+
+/// Whether the leaves of a piece lead to its hash in the piece layer (BEP 52).
+pub(crate) fn check_v2(
+    metainfo: &ringseed_core::metainfo::Metainfo,
+    piece: PieceIndex,
+    leaves: &[[u8; 32]],
+) -> bool {
+    let geometry = metainfo.info().geometry();
+    let Some((file, _)) = geometry.piece_in_file(piece) else { return leaves.is_empty() };
+    let block_len = u64::from(ringseed_core::geometry::BLOCK_LEN);
+    let leaf_count = geometry.file_len(file).div_ceil(block_len);
+    if leaves.is_empty() {
+        return false;
+    }
+    let root = merkle::piece_root(leaves, metainfo.info().piece_layer_number(), leaf_count);
+    metainfo.v2_piece_hash(piece) == Some(root)
+}

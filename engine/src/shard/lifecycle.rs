@@ -1,0 +1,330 @@
+//! A listing from being added to being removed; the shard from its start to its stop.
+
+use std::io;
+use std::time::Duration;
+
+use ringseed_core::geometry::PieceIndex;
+
+use super::command::{Command, NewListing};
+use super::listing::{Active, Stage, key_of};
+use super::peer::{CloseReason, ConnId};
+use super::timers::Timer;
+use super::{Flight, Job, Shard};
+use crate::api::{EngineError, Event, Identity, ListingId};
+use crate::io::Op;
+use crate::store::RunSet;
+
+/// A complete listing that nobody asks for goes cold after this time.
+const IDLE_BEFORE_COLD: Duration = Duration::from_secs(30);
+
+impl Shard {
+    /// Takes one command of the handle.
+    pub(super) fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Add(new, answer) => {
+                let _ = answer.send(self.add_listing(*new));
+            }
+            Command::SetPeers(listing, peers) => self.set_listing_peers(listing, peers),
+            Command::Remove(listing, delete_data) => self.remove_listing(listing, delete_data),
+            Command::SetServing(serving) => self.set_serving(serving),
+            Command::SetUploadRate(rate) => {
+                self.bucket = super::Bucket::new(rate);
+                let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+                ids.into_iter().for_each(|id| self.queue_upload(id));
+            }
+            Command::Metainfo(listing, answer) => {
+                let active = self.active.get(&listing).and_then(|active| active.metainfo.clone());
+                let row = || self.rows.get(listing).map(|row| row.metainfo.clone());
+                let _ = answer.send(active.or_else(row));
+            }
+            Command::Status(listing, answer) => {
+                let active = self.active.get(&listing).map(Active::status);
+                let row = || self.rows.get(listing).map(|row| row.status());
+                let _ = answer.send(active.or_else(row));
+            }
+            Command::Shutdown => self.begin_stop(),
+        }
+    }
+
+    fn add_listing(&mut self, new: NewListing) -> Result<ListingId, EngineError> {
+        if self.is_stopping {
+            return Err(EngineError::Stopped);
+        }
+        let key = key_of(&new.identity);
+        if let Some(&id) = self.keys.get(&key) {
+            return Err(EngineError::Exists { id });
+        }
+        let id = new.id;
+        let NewListing { identity, place, root, verify_v1, size_max_bytes, .. } = new;
+        // Piece layers may be missing from a .torrent file; then they come from peers as well.
+        let (identity, to_complete) = match identity {
+            Identity::Metainfo(metainfo) if metainfo.missing_layers().next().is_some() => {
+                let hash = metainfo.info().info_hash_v2().expect("only v2 has layers");
+                (Identity::V2(hash), Some(metainfo))
+            }
+            identity => (identity, None),
+        };
+        let mut active = Active::new(id, &identity, place, root, verify_v1, size_max_bytes);
+        active.is_fresh = new.is_fresh;
+        active.bad_files = new.bad_files;
+        active.known_complete = new.known_complete;
+        self.keys.insert(key, id);
+        for &wire_id in &active.wire_ids {
+            self.wire_ids.entry(wire_id).or_insert(id);
+        }
+        let has_metainfo = active.metainfo.is_some();
+        self.active.insert(id, active);
+        self.count_listings();
+        if has_metainfo {
+            self.place_known(id);
+        } else if let Some(metainfo) = to_complete {
+            self.want_layers(id, (*metainfo).clone());
+        }
+        self.set_peers(id, new.peers);
+        Ok(id)
+    }
+
+    fn count_listings(&mut self) {
+        self.counters.listings.set((self.active.len() + self.rows.len()) as u64);
+        self.counters.listings_active.set(self.active.len() as u64);
+    }
+
+    /// The layout is known: believe what the journal says, check what is in doubt, fetch the rest.
+    pub(super) fn place_known(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        active.stage = Stage::Running;
+        let all = || {
+            let mut all = RunSet::default();
+            all.insert(0, geometry.piece_count());
+            all
+        };
+        let known = self.recovered.listings.remove(&active.key).filter(|known| {
+            known.folder == active.place.folder()
+                && known.total_len == geometry.total_len()
+                && known.piece_count == geometry.piece_count()
+                // Checked with one view only, and both are asked for: hash again.
+                && (known.both_views || !active.checks_v1())
+        });
+        let slot = self.recovered_slots.remove(&active.key);
+        if active.known_complete {
+            active.are_touches_sent = true;
+            for piece in geometry.pieces() {
+                active.set_have(piece);
+                active.stored.set(piece);
+            }
+            let mut is_new = all();
+            if let Some(known) = known {
+                active.journal_slot = slot;
+                known.have.runs().for_each(|(first, count)| is_new.remove(first, count));
+                self.believe(listing, &known.have);
+            }
+            for piece in is_new.iter() {
+                self.commit_piece(listing, piece, 0);
+            }
+            self.commit.is_urgent = true;
+            self.begin_stage(listing);
+            return;
+        }
+        let Some(known) = known else {
+            if active.is_fresh {
+                self.begin_stage(listing);
+            } else {
+                self.begin_check(listing, all());
+            }
+            return;
+        };
+        active.journal_slot = slot;
+        let (mut have, mut suspect) = (known.have, known.suspect);
+        if active.is_fresh {
+            // The journal remembers data that is gone.
+            (have, suspect) = (RunSet::default(), RunSet::default());
+        }
+        let bad_pieces: Vec<PieceIndex> = active
+            .bad_files
+            .iter()
+            .filter_map(|&file| geometry.file(file).ok())
+            .flat_map(|file| geometry.pieces_of_file(file))
+            .collect();
+        for piece in bad_pieces {
+            if have.contains(piece.get()) {
+                have.remove(piece.get(), 1);
+                suspect.insert(piece.get(), 1);
+            }
+        }
+        self.believe(listing, &have);
+        if suspect.is_empty() {
+            self.begin_stage(listing);
+        } else {
+            self.begin_check(listing, suspect);
+        }
+    }
+
+    /// Takes pieces as verified, written and durable.
+    fn believe(&mut self, listing: ListingId, pieces: &RunSet) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            active.set_have(piece);
+            active.stored.set(piece);
+            active.durable.set(piece);
+        }
+        if active.durable.is_full() {
+            // The empty files were there when it was completed.
+            active.are_touches_sent = active.bad_files.is_empty();
+        }
+    }
+
+    /// Goes on with a listing whose check or wait is over.
+    pub(super) fn begin_stage(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.stage != Stage::Running {
+            return;
+        }
+        if active.is_complete() {
+            self.stop_swarm(listing);
+            self.look_whether_complete(listing);
+        } else {
+            self.start_swarm(listing);
+            self.planning.insert(listing);
+            self.dial_turn(listing);
+        }
+    }
+
+    /// Everything is here and durable.
+    pub(super) fn listing_is_whole(&mut self, listing: ListingId) {
+        self.stop_swarm(listing);
+        self.close_files_of(listing, false);
+        let Some(active) = self.active.get(&listing) else { return };
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        for id in conns {
+            if let Some(channel) = self.conns.get_mut(&id).and_then(super::Conn::channel_mut) {
+                channel.set_interested(false);
+                channel.set_upload_only();
+                self.touched.insert(id);
+            }
+            self.check_useful(id, listing);
+        }
+        self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing));
+    }
+
+    /// Somebody asks for a listing: a cold one becomes active.
+    pub(super) fn activate(&mut self, listing: ListingId) {
+        if let Some(row) = self.rows.take(listing) {
+            self.active.insert(listing, Active::from_row(row));
+            self.count_listings();
+            self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing));
+        }
+    }
+
+    /// Lets a listing go cold if nobody has asked for it.
+    pub(super) fn evict(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get(&listing) else { return };
+        let is_busy = !active.conns.is_empty() || active.check.is_some();
+        match active.to_row() {
+            Some(row) if !is_busy && active.stage == Stage::Running => {
+                self.active.remove(&listing);
+                self.rows.put(row);
+                self.close_files_of(listing, true);
+                self.count_listings();
+            }
+            Some(_) => self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing)),
+            // Not complete any more: it is set again when it is.
+            None => {}
+        }
+    }
+
+    fn set_listing_peers(&mut self, listing: ListingId, peers: Vec<std::net::SocketAddr>) {
+        // A cold listing wants nothing, so its addresses need not be kept.
+        self.set_peers(listing, peers);
+    }
+
+    fn remove_listing(&mut self, listing: ListingId, delete_data: bool) {
+        self.activate(listing);
+        let Some(active) = self.active.get(&listing) else { return };
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        for id in conns {
+            self.close_conn(id, CloseReason::Gone);
+        }
+        self.close_files_of(listing, true);
+        self.cache.forget(listing);
+        self.commit.forget(listing);
+        self.hashing.forget(listing);
+        self.planning.remove(&listing);
+        self.starving.remove(&listing);
+        self.checks_waiting.remove(&listing);
+        self.jobs.retain(|_, job| match job {
+            Job::Write(write) => write.listing != listing,
+            Job::Read(read) => read.listing != listing,
+            Job::Touch(of) => *of != listing,
+        });
+        self.reads.forget(listing);
+        if let Some(slot) = self.active.get(&listing).and_then(|active| active.journal_slot) {
+            self.commit.journal().removed(slot);
+        }
+        let Some(active) = self.active.remove(&listing) else { return };
+        self.filling -= active.assembler.len();
+        self.wire_ids.retain(|_, id| *id != listing);
+        self.keys.remove(&active.key);
+        self.count_listings();
+        let name = active.metainfo.as_ref().map(|metainfo| metainfo.info().name().to_owned());
+        match name {
+            Some(name) if delete_data && active.place.is_owned() => {
+                let id = self.flights.insert(Flight::RemoveTree { listing });
+                let path = std::path::PathBuf::from(name);
+                self.out.push_back(Op::RemoveTree { id, root: active.root, path });
+            }
+            _ => self.tell(Event::Removed { id: listing, freed_bytes: 0 }),
+        }
+    }
+
+    /// Answer to [`Op::RemoveTree`].
+    pub(super) fn handle_removed(&mut self, listing: ListingId, result: io::Result<u64>) {
+        let freed_bytes = match result {
+            Ok(freed_bytes) => freed_bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => {
+                tracing::error!(listing = listing.0, %error, "cannot remove the data");
+                0
+            }
+        };
+        self.tell(Event::Removed { id: listing, freed_bytes });
+    }
+
+    fn begin_stop(&mut self) {
+        self.is_stopping = true;
+        let conns: Vec<ConnId> = self.conns.keys().copied().collect();
+        for id in conns {
+            self.close_conn(id, CloseReason::Gone);
+        }
+        self.commit.is_urgent = true;
+    }
+
+    /// Stops when what is verified is written and journalled, and no operation is in flight.
+    pub(super) fn look_whether_stopped(&mut self) {
+        if !self.is_stopping || self.is_stopped || !self.hashing.is_idle() {
+            return;
+        }
+        // What cannot be written now is fetched again by the next run.
+        let waits = self.active.values().any(|active| active.wait.is_some());
+        if !self.disk.is_idle() && !waits {
+            return;
+        }
+        if !self.commit.is_idle() {
+            self.commit.is_urgent = true;
+            return;
+        }
+        if !self.is_clean_stop_written {
+            self.is_clean_stop_written = true;
+            let is_clean = !waits && self.active.values().all(|active| active.writing.is_empty());
+            if is_clean {
+                self.commit.journal().clean_stop();
+            }
+            self.pump_commit();
+            return;
+        }
+        if self.flights.len() == 0 {
+            self.is_stopped = true;
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! A listing: cold as a row of the catalogue, active with everything it needs to move bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringseed_core::bitfield::Bitfield;
+use ringseed_core::geometry::{Geometry, PieceIndex};
+use ringseed_core::metainfo::Metainfo;
+use ringseed_core::wire::{PeerId, WireId};
+use ringseed_sys::dir::DirHandle;
+
+use super::check::Check;
+use super::dial::Dialer;
+use super::disk::DiskTask;
+use super::fill::Assembler;
+use super::hashing::Suspicions;
+use super::metadata::Metadata;
+use super::requests::Requests;
+use crate::api::{
+    Identity, ListingError, ListingId, ListingState, ListingStatus, Place, SourceStatus, WaitReason,
+};
+use crate::store::journal::{JournalSlot, ListingKey};
+
+/// What is kept of a listing that nobody asks for: no timer, no descriptor, no buffers.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Which listing.
+    pub id: ListingId,
+    /// Its identity in the journal.
+    pub key: ListingKey,
+    /// Where it lies.
+    pub place: Place,
+    /// The opened folder of `place`.
+    pub root: Arc<DirHandle>,
+    /// What it consists of. Only complete listings go cold, so it is always known.
+    pub metainfo: Arc<Metainfo>,
+    /// See [`AddListing::verify_v1`](crate::AddListing::verify_v1).
+    pub verify_v1: bool,
+    /// Its name in the journal.
+    pub journal_slot: Option<JournalSlot>,
+    /// Who gave how much.
+    pub sources: Vec<SourceStatus>,
+    /// Payload bytes sent so far.
+    pub sent_bytes: u64,
+    /// Payload bytes received for nothing so far.
+    pub wasted_bytes: u64,
+}
+
+/// Where cold listings are kept. In memory here; a mapped snapshot can stand in its place, because
+/// nothing ever walks over all rows.
+pub trait Catalogue: Send {
+    /// Puts a row in, or in place of the one with its id.
+    fn put(&mut self, row: Row);
+    /// A row.
+    fn get(&self, id: ListingId) -> Option<&Row>;
+    /// Takes a row out.
+    fn take(&mut self, id: ListingId) -> Option<Row>;
+    /// How many rows there are.
+    fn len(&self) -> usize;
+    /// Whether there are no rows.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The catalogue in memory.
+#[derive(Debug, Default)]
+pub struct MemoryCatalogue {
+    rows: BTreeMap<ListingId, Row>,
+}
+
+impl Catalogue for MemoryCatalogue {
+    fn put(&mut self, row: Row) {
+        self.rows.insert(row.id, row);
+    }
+
+    fn get(&self, id: ListingId) -> Option<&Row> {
+        self.rows.get(&id)
+    }
+
+    fn take(&mut self, id: ListingId) -> Option<Row> {
+        self.rows.remove(&id)
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+/// What an active listing is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The info dict or piece layers are missing.
+    Metadata,
+    /// What lies on disk is being hashed.
+    Checking,
+    /// Fetching what is missing; nothing to do when all is here.
+    Running,
+    /// Given up.
+    Failed(ListingError),
+}
+
+/// A listing with everything it needs to move bytes.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub id: ListingId,
+    pub key: ListingKey,
+    pub wire_ids: Vec<WireId>,
+    pub place: Place,
+    pub root: Arc<DirHandle>,
+    pub metainfo: Option<Arc<Metainfo>>,
+    geometry: Option<Arc<Geometry>>,
+    pub verify_v1: bool,
+    pub size_max_bytes: Option<u64>,
+    pub stage: Stage,
+    /// Verified pieces, in memory or on disk.
+    pub have: Bitfield,
+    /// Of these, written.
+    pub stored: Bitfield,
+    /// Of these, synced and journalled.
+    pub durable: Bitfield,
+    pub have_bytes: u64,
+    /// Verified pieces that are in no message yet, because their extent is still being filled.
+    pub unannounced: BTreeSet<u32>,
+    pub assembler: Assembler,
+    pub requests: Requests,
+    pub suspicions: Suspicions,
+    pub conns: BTreeSet<super::peer::ConnId>,
+    pub dialer: Dialer,
+    pub metadata: Metadata,
+    pub check: Option<Check>,
+    pub sources: BTreeMap<PeerId, (SocketAddr, u64)>,
+    pub journal_slot: Option<JournalSlot>,
+    /// Extents of a verified piece whose write has not ended, by piece.
+    pub writing: BTreeMap<u32, u32>,
+    /// Empty files that are not created yet.
+    pub touches_left: u32,
+    pub are_touches_sent: bool,
+    /// Why it waits, how long it will next time, and what it will try again.
+    pub wait: Option<WaitReason>,
+    pub wait_for: Duration,
+    pub parked: Vec<DiskTask>,
+    pub is_complete_told: bool,
+    pub sent_bytes: u64,
+    pub wasted_bytes: u64,
+    /// What the handle found when it was added: nothing there; files that are missing or of another
+    /// length; the caller has just hashed all of it.
+    pub is_fresh: bool,
+    pub bad_files: Vec<u32>,
+    pub known_complete: bool,
+}
+
+/// First wait after a disk error.
+pub(super) const WAIT_MIN: Duration = Duration::from_secs(1);
+/// Longest wait after disk errors.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(30);
+
+impl Active {
+    /// A listing as it is added; nothing is known of what lies on disk.
+    pub fn new(
+        id: ListingId,
+        identity: &Identity,
+        place: Place,
+        root: Arc<DirHandle>,
+        verify_v1: bool,
+        size_max_bytes: Option<u64>,
+    ) -> Self {
+        let key = key_of(identity);
+        let mut active = Active {
+            id,
+            key,
+            wire_ids: wire_ids_of(identity),
+            place,
+            root,
+            metainfo: None,
+            geometry: None,
+            verify_v1,
+            size_max_bytes,
+            stage: Stage::Metadata,
+            have: Bitfield::new(0),
+            stored: Bitfield::new(0),
+            durable: Bitfield::new(0),
+            have_bytes: 0,
+            unannounced: BTreeSet::new(),
+            assembler: Assembler::default(),
+            requests: Requests::default(),
+            suspicions: Suspicions::default(),
+            conns: BTreeSet::new(),
+            dialer: Dialer::default(),
+            metadata: Metadata::default(),
+            check: None,
+            sources: BTreeMap::new(),
+            journal_slot: None,
+            writing: BTreeMap::new(),
+            touches_left: 0,
+            are_touches_sent: false,
+            wait: None,
+            wait_for: WAIT_MIN,
+            parked: Vec::new(),
+            is_complete_told: false,
+            sent_bytes: 0,
+            wasted_bytes: 0,
+            is_fresh: false,
+            bad_files: Vec::new(),
+            known_complete: false,
+        };
+        if let Identity::Metainfo(metainfo) = identity {
+            active.set_metainfo(metainfo.clone());
+        }
+        active
+    }
+
+    /// A cold listing that somebody asks for. It is complete.
+    pub fn from_row(row: Row) -> Self {
+        let identity = Identity::Metainfo(row.metainfo);
+        let mut active = Active::new(row.id, &identity, row.place, row.root, row.verify_v1, None);
+        active.set_all_have();
+        active.journal_slot = row.journal_slot;
+        active.sources = row
+            .sources
+            .iter()
+            .map(|source| (PeerId(source.peer_id), (source.addr, source.verified_bytes)))
+            .collect();
+        (active.sent_bytes, active.wasted_bytes) = (row.sent_bytes, row.wasted_bytes);
+        active.is_complete_told = true;
+        active.stage = Stage::Running;
+        active
+    }
+
+    /// What is kept when it goes cold; `None` unless it is complete and durable.
+    pub fn to_row(&self) -> Option<Row> {
+        let metainfo = self.metainfo.clone().filter(|_| self.is_complete_told)?;
+        Some(Row {
+            id: self.id,
+            key: self.key,
+            place: self.place.clone(),
+            root: self.root.clone(),
+            metainfo,
+            verify_v1: self.verify_v1,
+            journal_slot: self.journal_slot,
+            sources: self.source_list(),
+            sent_bytes: self.sent_bytes,
+            wasted_bytes: self.wasted_bytes,
+        })
+    }
+
+    /// Sets what the listing consists of, with all piece layers; it has nothing yet.
+    pub fn set_metainfo(&mut self, metainfo: Arc<Metainfo>) {
+        let geometry = Arc::new(metainfo.info().geometry().clone());
+        self.have = Bitfield::new(geometry.piece_count());
+        self.stored = self.have.clone();
+        self.durable = self.have.clone();
+        self.requests = Requests::default();
+        self.wire_ids = wire_ids_of(&Identity::Metainfo(metainfo.clone()));
+        self.geometry = Some(geometry);
+        self.metainfo = Some(metainfo);
+        // Pieces that lie wholly in pads hold nothing that could be fetched or be wrong.
+        let pads: Vec<PieceIndex> = self.pad_pieces();
+        for piece in pads {
+            self.set_have(piece);
+            self.stored.set(piece);
+            self.durable.set(piece);
+        }
+    }
+
+    fn pad_pieces(&self) -> Vec<PieceIndex> {
+        let Some(geometry) = &self.geometry else { return Vec::new() };
+        geometry.pieces().filter(|&piece| geometry.piece_data_len(piece) == 0).collect()
+    }
+
+    /// Counts a piece as verified; says whether it is new.
+    pub fn set_have(&mut self, piece: PieceIndex) -> bool {
+        let is_new = self.have.set(piece);
+        if is_new && let Some(geometry) = &self.geometry {
+            self.have_bytes += payload_of(geometry, piece);
+        }
+        is_new
+    }
+
+    /// A piece is not to be believed any more.
+    pub fn clear_have(&mut self, piece: PieceIndex) {
+        if self.have.clear(piece)
+            && let Some(geometry) = &self.geometry
+        {
+            self.have_bytes -= payload_of(geometry, piece);
+        }
+        self.stored.clear(piece);
+        self.durable.clear(piece);
+        self.is_complete_told = false;
+    }
+
+    /// Everything is here, on disk and durable.
+    pub fn set_all_have(&mut self) {
+        let Some(geometry) = &self.geometry else { return };
+        self.have = Bitfield::full(geometry.piece_count());
+        self.have_bytes = geometry.payload_len();
+        self.stored = self.have.clone();
+        self.durable = self.have.clone();
+    }
+
+    /// The layout, once it is known.
+    pub fn geometry(&self) -> Option<&Arc<Geometry>> {
+        self.geometry.as_ref()
+    }
+
+    /// The layout and what is being filled by it.
+    pub fn layout_mut(&mut self) -> Option<(&Geometry, &mut Assembler)> {
+        Some((self.geometry.as_deref()?, &mut self.assembler))
+    }
+
+    /// Every piece is verified.
+    pub fn is_complete(&self) -> bool {
+        self.geometry.is_some() && self.have.is_full()
+    }
+
+    /// Bytes are wanted: something is missing and nothing stands in the way.
+    pub fn is_fetching(&self) -> bool {
+        self.stage == Stage::Running && !self.have.is_full() && self.wait.is_none()
+    }
+
+    /// Connections are worth making.
+    pub fn wants_peers(&self) -> bool {
+        self.stage == Stage::Metadata || (self.stage == Stage::Running && !self.have.is_full())
+    }
+
+    /// There is a v2 view.
+    pub fn has_v2(&self) -> bool {
+        matches!(self.key, ListingKey::V2(_))
+    }
+
+    /// Pieces are hashed with SHA-1: always for v1-only data, on request for a hybrid.
+    pub fn checks_v1(&self) -> bool {
+        let kind = self.geometry.as_ref().map(|geometry| geometry.kind());
+        kind.is_some_and(|kind| kind.has_v1() && (self.verify_v1 || !kind.has_v2()))
+    }
+
+    /// Path of a file below the place's folder.
+    pub fn file_path(&self, file: u32) -> Option<PathBuf> {
+        let files = self.metainfo.as_ref()?.info().files();
+        files.get(file as usize).map(|file| file.path.as_path().to_path_buf())
+    }
+
+    fn source_list(&self) -> Vec<SourceStatus> {
+        let status = |(peer_id, &(addr, verified_bytes)): (&PeerId, &(SocketAddr, u64))| {
+            SourceStatus { peer_id: peer_id.0, addr, verified_bytes }
+        };
+        self.sources.iter().map(status).collect()
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> ListingStatus {
+        let state = match (&self.stage, &self.wait) {
+            (Stage::Failed(error), _) => ListingState::Failed { error: error.clone() },
+            (_, Some(reason)) => ListingState::Waiting { reason: reason.clone() },
+            (Stage::Metadata, _) => ListingState::Metadata,
+            (Stage::Checking, _) => ListingState::Checking,
+            (Stage::Running, _) if self.is_complete_told => ListingState::Seeding,
+            (Stage::Running, _) => ListingState::Fetching,
+        };
+        let geometry = self.geometry.as_ref();
+        ListingStatus {
+            state,
+            have_bytes: self.have_bytes,
+            total_bytes: geometry.map_or(0, |geometry| geometry.payload_len()),
+            have_pieces: self.have.count(),
+            piece_count: self.have.piece_count(),
+            durable_pieces: self.durable.count(),
+            sources: self.source_list(),
+            peers: self.conns.len() as u32,
+            sent_bytes: self.sent_bytes,
+            wasted_bytes: self.wasted_bytes,
+        }
+    }
+}
+
+impl Row {
+    /// Where a cold listing stands.
+    pub fn status(&self) -> ListingStatus {
+        let geometry = self.metainfo.info().geometry();
+        ListingStatus {
+            state: ListingState::Cold,
+            have_bytes: geometry.payload_len(),
+            total_bytes: geometry.payload_len(),
+            have_pieces: geometry.piece_count(),
+            piece_count: geometry.piece_count(),
+            durable_pieces: geometry.piece_count(),
+            sources: self.sources.clone(),
+            peers: 0,
+            sent_bytes: self.sent_bytes,
+            wasted_bytes: self.wasted_bytes,
+        }
+    }
+}
+
+/// Bytes of files in a piece.
+pub(super) fn payload_of(geometry: &Geometry, piece: PieceIndex) -> u64 {
+    let len = u64::from(geometry.piece_len(piece));
+    let slices = geometry.slices(geometry.piece_offset(piece), len);
+    slices.filter(|slice| !slice.pad).map(|slice| slice.len).sum()
+}
+
+/// What a listing is known by in the journal.
+pub(super) fn key_of(identity: &Identity) -> ListingKey {
+    match identity {
+        Identity::V2(hash) => ListingKey::V2(*hash),
+        Identity::Metainfo(metainfo) => {
+            match (metainfo.info().info_hash_v2(), metainfo.info().info_hash_v1()) {
+                (Some(hash), _) => ListingKey::V2(hash),
+                (None, Some(hash)) => ListingKey::V1(hash),
+                (None, None) => unreachable!("a torrent has at least one view"),
+            }
+        }
+    }
+}
+
+/// The names of a torrent on the wire. The v2 name comes first: a peer that knows only the v2 hash of
+/// a hybrid understands no other, and stock clients of hybrids understand both.
+pub(super) fn wire_ids_of(identity: &Identity) -> Vec<WireId> {
+    match identity {
+        // BEP 52: the first 20 bytes of the v2 hash.
+        Identity::V2(hash) => vec![WireId(*hash.first_chunk().expect("20 is less than 32"))],
+        Identity::Metainfo(metainfo) => {
+            let mut ids: Vec<WireId> = metainfo.info().wire_ids().map(WireId).collect();
+            ids.reverse();
+            ids
+        }
+    }
+}

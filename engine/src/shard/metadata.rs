@@ -1,0 +1,436 @@
+//! Fetching and serving what a torrent's identity promises: the info dict (BEP 9), piece layers and
+//! leaves (BEP 52).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ringseed_core::geometry::PieceIndex;
+use ringseed_core::merkle::{self, HashRange, TreeShape, UpperTree};
+use ringseed_core::metainfo::{INFO_LEN_MAX, Info, Metainfo};
+use ringseed_core::wire::{ExtendedHandshake, HashRequest};
+
+use super::Shard;
+use super::listing::{Active, Stage};
+use super::peer::{CloseReason, Conn, ConnId};
+use crate::api::{Event, ListingError, ListingId};
+use crate::store::journal::ListingKey;
+use crate::store::metainfo_path;
+
+/// Bytes of one piece of the info dict (BEP 9).
+const METADATA_PIECE_LEN: usize = 16 << 10;
+/// Requests for pieces of the info dict in flight to one peer.
+const METADATA_PIPELINE: u32 = 16;
+/// Hashes asked for in one request (BEP 52: at most 512).
+const HASHES_PER_REQUEST: u32 = 512;
+/// Hash requests in flight to one peer.
+const HASH_PIPELINE: usize = 32;
+
+/// What is known of a listing that began with a hash alone.
+#[derive(Debug, Default)]
+pub(super) struct Metadata {
+    /// The info dict on its way from one peer at a time: its length is that peer's word.
+    info: Option<InfoFetch>,
+    /// Peers whose info dict was wrong or refused.
+    refused: BTreeSet<ConnId>,
+    /// The info dict is here, layers are missing.
+    partial: Option<Box<Metainfo>>,
+    /// Layers on their way: what has come of them.
+    layers: BTreeMap<[u8; 32], LayerFetch>,
+    /// Requests not sent, and those in flight with whom they were sent to.
+    queue: Vec<HashRequest>,
+    in_flight: BTreeMap<HashRequest, ConnId>,
+    /// Who refused or botched hashes.
+    hash_refused: BTreeMap<ConnId, u32>,
+    /// Upper trees of files, built when the first peer asks for hashes.
+    trees: BTreeMap<[u8; 32], UpperTree>,
+}
+
+#[derive(Debug)]
+struct InfoFetch {
+    from: ConnId,
+    bytes: Vec<u8>,
+    got: Vec<bool>,
+    next: u32,
+    left: u32,
+}
+
+#[derive(Debug)]
+struct LayerFetch {
+    shape: TreeShape,
+    nodes: Vec<[u8; 32]>,
+    left: u32,
+}
+
+impl Metadata {
+    /// A connection is gone: what it was asked for goes to others.
+    pub fn forget_conn(&mut self, id: ConnId) {
+        if self.info.as_ref().is_some_and(|fetch| fetch.from == id) {
+            self.info = None;
+        }
+        self.refused.remove(&id);
+        self.hash_refused.remove(&id);
+        let lost: Vec<HashRequest> = self
+            .in_flight
+            .iter()
+            .filter(|(_, of)| **of == id)
+            .map(|(request, _)| *request)
+            .collect();
+        for request in lost {
+            self.in_flight.remove(&request);
+            self.queue.push(request);
+        }
+    }
+}
+
+impl Shard {
+    /// Continues fetching metadata from whoever can give it.
+    pub(super) fn pump_metadata(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.stage != Stage::Metadata {
+            return;
+        }
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        if active.metadata.partial.is_none() {
+            self.pump_info(listing, &conns);
+        } else {
+            self.pump_layers(listing, &conns);
+        }
+    }
+
+    fn pump_info(&mut self, listing: ListingId, conns: &[ConnId]) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let metadata = &mut active.metadata;
+        if metadata.info.is_none() {
+            let offer = |id: &ConnId| {
+                let channel = self.conns.get(id)?.channel()?;
+                let len = channel.peer_extended()?.metadata_len_bytes?;
+                let is_sane = len > 0 && len as usize <= INFO_LEN_MAX && channel.can_metadata();
+                (is_sane && !metadata.refused.contains(id)).then_some((*id, len as usize))
+            };
+            let Some((from, len)) = conns.iter().find_map(offer) else { return };
+            let pieces = len.div_ceil(METADATA_PIECE_LEN);
+            // The claimed length is not allocated: the buffer grows with what really comes.
+            let (bytes, got) = (Vec::new(), vec![false; pieces]);
+            let info = InfoFetch { from, bytes, got, next: 0, left: pieces as u32 };
+            metadata.info = Some(info);
+        }
+        let Some(fetch) = &mut metadata.info else { return };
+        let Some(channel) = self.conns.get_mut(&fetch.from).and_then(Conn::channel_mut) else {
+            return;
+        };
+        let arrived = fetch.got.len() as u32 - fetch.left;
+        while (fetch.next as usize) < fetch.got.len() && fetch.next - arrived < METADATA_PIPELINE {
+            channel.send_metadata_request(fetch.next);
+            fetch.next += 1;
+        }
+        self.touched.insert(fetch.from);
+    }
+
+    /// A piece of the info dict came.
+    pub(super) fn metadata_piece(
+        &mut self,
+        id: ConnId,
+        listing: ListingId,
+        index: u32,
+        total_len_bytes: u32,
+        data: Vec<u8>,
+    ) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(fetch) = active.metadata.info.as_mut().filter(|fetch| fetch.from == id) else {
+            return;
+        };
+        let total = total_len_bytes as usize;
+        let begin = index as usize * METADATA_PIECE_LEN;
+        let expected = total.saturating_sub(begin).min(METADATA_PIECE_LEN);
+        let is_sane = total.div_ceil(METADATA_PIECE_LEN) == fetch.got.len()
+            && data.len() == expected
+            && fetch.got.get(index as usize) == Some(&false);
+        if !is_sane {
+            return self.metadata_refused(id, listing);
+        }
+        if fetch.bytes.len() < begin + data.len() {
+            fetch.bytes.resize(begin + data.len(), 0);
+        }
+        fetch.bytes[begin..begin + data.len()].copy_from_slice(&data);
+        fetch.got[index as usize] = true;
+        fetch.left -= 1;
+        if fetch.left > 0 {
+            return self.pump_metadata(listing);
+        }
+        let bytes = active.metadata.info.take().map(|fetch| fetch.bytes).unwrap_or_default();
+        self.info_arrived(id, listing, &bytes);
+    }
+
+    fn info_arrived(&mut self, id: ConnId, listing: ListingId, bytes: &[u8]) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let ListingKey::V2(wanted) = active.key else { return };
+        let mut found = [[0; 32]];
+        ringseed_sys::hash::sha256_many(&[bytes], &mut found);
+        if found[0] != wanted {
+            active.metadata.refused.insert(id);
+            let conn = self.conns.get(&id);
+            if let Some((addr, peer_id)) = conn.and_then(|conn| Some((conn.addr, conn.peer_id?))) {
+                self.ban(peer_id, addr, "sent a wrong info dict".to_owned());
+            }
+            return self.pump_metadata(listing);
+        }
+        let info = match Info::parse(bytes) {
+            Ok(info) => info,
+            Err(error) => {
+                let reason = error.to_string();
+                return self.fail_listing(listing, ListingError::BadMetainfo { reason });
+            }
+        };
+        let size_bytes = info.geometry().payload_len();
+        if let Some(size_max_bytes) = active.size_max_bytes.filter(|&max| size_bytes > max) {
+            let error = ListingError::TooLarge { size_bytes, size_max_bytes };
+            return self.fail_listing(listing, error);
+        }
+        tracing::debug!(listing = listing.0, bytes = bytes.len(), "info dict is here");
+        self.want_layers(listing, Metainfo::from_info(info));
+    }
+
+    /// Asks for the piece layers that a metainfo lacks; goes on at once if it lacks none.
+    pub(super) fn want_layers(&mut self, listing: ListingId, metainfo: Metainfo) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let info = metainfo.info().clone();
+        let base_layer = info.piece_layer_number();
+        for root in metainfo.missing_layers() {
+            let file = info.files().iter().find(|file| file.pieces_root == Some(root));
+            let Some(shape) = file.and_then(|file| TreeShape::of_file(file.len_bytes)) else {
+                continue;
+            };
+            let node_count = shape.node_count(base_layer);
+            let padded = shape.padded_count(base_layer);
+            let mut index = 0;
+            let mut left = 0;
+            while u64::from(index) < node_count {
+                // A power of two that may run into the padding, as BEP 52 and libtorrent ask.
+                let length = u64::from(HASHES_PER_REQUEST).min(padded) as u32;
+                let range = HashRange::to_root(shape, base_layer, index, length);
+                let proof_layers = range.expect("inside of the layer").proof_layers();
+                active.metadata.queue.push(HashRequest {
+                    pieces_root: root,
+                    base_layer,
+                    index,
+                    length,
+                    proof_layers,
+                });
+                index += length;
+                left += 1;
+            }
+            let nodes = vec![[0; 32]; node_count as usize];
+            active.metadata.layers.insert(root, LayerFetch { shape, nodes, left });
+        }
+        active.metadata.partial = Some(Box::new(metainfo));
+        if active.metadata.layers.is_empty() {
+            self.metadata_is_ready(listing);
+        } else {
+            self.pump_metadata(listing);
+        }
+    }
+
+    fn pump_layers(&mut self, listing: ListingId, conns: &[ConnId]) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let metadata = &mut active.metadata;
+        let mut is_stuck = false;
+        while !is_stuck && !metadata.queue.is_empty() {
+            is_stuck = true;
+            // Round the peers, so that each gives a part.
+            for &id in conns {
+                let refusals = metadata.hash_refused.get(&id).copied().unwrap_or(0);
+                let busy = metadata.in_flight.values().filter(|&&of| of == id).count();
+                if refusals >= 8 || busy >= HASH_PIPELINE {
+                    continue;
+                }
+                let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
+                    continue;
+                };
+                let Some(request) = metadata.queue.pop() else { return };
+                if channel.send_hash_request(request) {
+                    metadata.in_flight.insert(request, id);
+                    self.touched.insert(id);
+                    is_stuck = false;
+                } else {
+                    metadata.queue.push(request);
+                }
+            }
+        }
+    }
+
+    /// Hashes that we asked for came.
+    pub(super) fn hashes_arrived(
+        &mut self,
+        id: ConnId,
+        listing: ListingId,
+        request: HashRequest,
+        hashes: Vec<[u8; 32]>,
+    ) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let metadata = &mut active.metadata;
+        if metadata.in_flight.remove(&request).is_none() {
+            return;
+        }
+        let Some(layer) = metadata.layers.get_mut(&request.pieces_root) else { return };
+        let HashRequest { pieces_root, base_layer, index, length, proof_layers } = request;
+        let range = HashRange::new(layer.shape, base_layer, index, length, proof_layers);
+        let is_good =
+            range.is_ok_and(|range| range.check(layer.shape, &hashes, &pieces_root).is_ok());
+        if !is_good {
+            metadata.queue.push(request);
+            let conn = self.conns.get(&id);
+            if let Some((addr, peer_id)) = conn.and_then(|conn| Some((conn.addr, conn.peer_id?))) {
+                self.ban(peer_id, addr, "sent hashes that lead nowhere".to_owned());
+            }
+            return self.pump_metadata(listing);
+        }
+        let begin = index as usize;
+        let end = (begin + length as usize).min(layer.nodes.len());
+        layer.nodes[begin..end].copy_from_slice(&hashes[..end - begin]);
+        layer.left -= 1;
+        if layer.left == 0
+            && let Some(layer) = metadata.layers.remove(&pieces_root)
+            && let Some(partial) = &mut metadata.partial
+            && let Err(error) = partial.add_layer(&pieces_root, layer.nodes.as_flattened())
+        {
+            // Every part led to the root, so all of it does.
+            panic!("a checked layer is refused: {error}");
+        }
+        if metadata.layers.is_empty() {
+            self.metadata_is_ready(listing);
+        } else {
+            self.pump_metadata(listing);
+        }
+    }
+
+    /// The peer will not give hashes.
+    pub(super) fn hashes_refused(&mut self, id: ConnId, listing: ListingId, request: HashRequest) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let metadata = &mut active.metadata;
+        if metadata.in_flight.remove(&request).is_some() {
+            metadata.queue.push(request);
+            *metadata.hash_refused.entry(id).or_default() += 1;
+            self.pump_metadata(listing);
+        }
+    }
+
+    /// The peer will not give the info dict.
+    pub(super) fn metadata_refused(&mut self, id: ConnId, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        active.metadata.refused.insert(id);
+        if active.metadata.info.as_ref().is_some_and(|fetch| fetch.from == id) {
+            active.metadata.info = None;
+        }
+        self.pump_metadata(listing);
+    }
+
+    fn metadata_is_ready(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(metainfo) = active.metadata.partial.take() else { return };
+        let metainfo = Arc::new(*metainfo);
+        tracing::info!(listing = listing.0, name = metainfo.info().name(), "metadata is here");
+        if let ListingKey::V2(hash) = active.key {
+            let data = metainfo.encode();
+            self.write_state_file(metainfo_path(&hash), data);
+        }
+        self.attach_metainfo(listing, metainfo);
+        self.tell(Event::MetadataReady { id: listing });
+    }
+
+    /// Gives the metainfo to a listing and to everybody who talks about it.
+    fn attach_metainfo(&mut self, listing: ListingId, metainfo: Arc<Metainfo>) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        active.set_metainfo(metainfo.clone());
+        for &wire_id in &active.wire_ids {
+            self.wire_ids.entry(wire_id).or_insert(listing);
+        }
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        let geometry = active.geometry().cloned().expect("set above");
+        let info_len = metainfo.info().raw().len() as u32;
+        let mut broken = Vec::new();
+        for id in conns {
+            let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
+                continue;
+            };
+            match channel.attach_geometry(geometry.clone()) {
+                Ok(()) => channel.set_metadata_len(info_len),
+                Err(error) => broken.push((id, error)),
+            }
+            self.touched.insert(id);
+        }
+        for (id, error) in broken {
+            self.close_conn(id, CloseReason::Link(error));
+        }
+        self.place_known(listing);
+        let Some(active) = self.active.get(&listing) else { return };
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        conns.into_iter().for_each(|id| self.drain_link(id));
+    }
+
+    /// The peer's extension handshake: it may offer the info dict.
+    pub(super) fn peer_extended(&mut self, id: ConnId, listing: ListingId, _: ExtendedHandshake) {
+        self.set_requests_max(id, listing);
+        self.pump_metadata(listing);
+    }
+
+    /// Gives a piece of the info dict (BEP 9).
+    pub(super) fn serve_metadata(&mut self, id: ConnId, listing: ListingId, index: u32) {
+        let metainfo = self.active.get(&listing).and_then(|active| active.metainfo.clone());
+        let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
+        let raw = metainfo.as_ref().map_or(&[][..], |metainfo| metainfo.info().raw());
+        match raw.chunks(METADATA_PIECE_LEN).nth(index as usize) {
+            Some(data) => channel.send_metadata_piece(index, raw.len() as u32, data),
+            None => channel.send_metadata_reject(index),
+        }
+        self.touched.insert(id);
+    }
+
+    /// Gives hashes of a file's tree (BEP 52): piece layers and what is above; leaves as far as they
+    /// are in memory.
+    pub(super) fn serve_hashes(&mut self, id: ConnId, listing: ListingId, request: HashRequest) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let answer = answer_hashes(active, request);
+        let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
+        match answer {
+            Some(hashes) => channel.send_hashes(request, &hashes),
+            None => channel.send_hash_reject(request),
+        }
+        self.touched.insert(id);
+    }
+
+    /// Keeps the leaves of a verified piece for those who ask for them.
+    pub(super) fn keep_leaves(
+        &mut self,
+        listing: ListingId,
+        piece: PieceIndex,
+        leaves: &[[u8; 32]],
+    ) {
+        let _ = (listing, piece, leaves);
+    }
+}
+
+/// The hashes that answer a request; `None` to reject it.
+fn answer_hashes(active: &mut Active, request: HashRequest) -> Option<Vec<[u8; 32]>> {
+    let metainfo = active.metainfo.clone()?;
+    let info = metainfo.info();
+    let HashRequest { pieces_root, base_layer, index, length, proof_layers } = request;
+    let trees = &mut active.metadata.trees;
+    if !trees.contains_key(&pieces_root) {
+        let file = info.files().iter().find(|file| file.pieces_root == Some(pieces_root))?;
+        let shape = TreeShape::of_file(file.len_bytes)?;
+        let nodes = match metainfo.layer(&pieces_root) {
+            Some(nodes) => nodes.to_vec(),
+            None => vec![pieces_root],
+        };
+        let base = info.piece_layer_number();
+        let tree = UpperTree::new(shape, base, &nodes, &pieces_root).ok()?;
+        trees.insert(pieces_root, tree);
+    }
+    let tree = &trees[&pieces_root];
+    let range = HashRange::new(tree.shape(), base_layer, index, length, proof_layers).ok()?;
+    tree.answer(range, |_, _| None)
+}
+
+const _: () = assert!(METADATA_PIECE_LEN as u32 == ringseed_core::geometry::BLOCK_LEN);
+const _: () =
+    assert!(HASHES_PER_REQUEST.is_power_of_two() && HASHES_PER_REQUEST <= merkle::ASKED_MAX);

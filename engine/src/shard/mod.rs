@@ -1,0 +1,340 @@
+//! The shard: everything the engine decides, without I/O and without a clock.
+//!
+//! One shard owns its listings, connections, buffers and files. A driver runs it as an
+//! [`io::Machine`](crate::io::Machine): completions go in by [`Shard::handle`], operations come out of
+//! [`Shard::poll`]. A turn is: take in what completed; hash what landed; plan requests; serve; put
+//! receives, sends, disk operations in flight. Given the same seed, times and completions it decides
+//! the same.
+//!
+//! - `peer`, `receive`, `serve`: connections, bytes in, bytes out.
+//! - `requests`, `fill`, `hashing`, `writing`, `disk`, `commit`: a block from request to journal.
+//! - `listing`, `lifecycle`, `check`, `metadata`, `dial`: a listing from its hash to its removal.
+
+mod bucket;
+mod cache;
+mod check;
+pub mod command;
+mod commit;
+mod dial;
+mod disk;
+mod fill;
+mod hashing;
+mod lifecycle;
+mod listing;
+mod metadata;
+mod peer;
+mod receive;
+mod requests;
+mod serve;
+mod slots;
+mod smallfile;
+mod timers;
+mod writing;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use ringseed_core::swarm::Burden;
+use ringseed_core::wire::{GatherList, PeerId, ReceivePlan, WireId};
+use ringseed_sys::arena::Arena;
+
+use crate::api::{Event, ListingId};
+use crate::config::Config;
+use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
+use crate::store::journal::{JournalSlot, ListingKey, Recovered};
+use crate::store::{RecoveredState, StateDir};
+use bucket::Bucket;
+use cache::Cache;
+use command::{CommandQueue, Counters};
+use commit::Commit;
+use disk::{Disk, FileKey, TaskFlight};
+use hashing::Hashing;
+use listing::Active;
+pub use listing::{Catalogue, MemoryCatalogue, Row};
+use peer::{Conn, ConnId};
+use receive::RecvFlight;
+use serve::{ReadJob, Reads};
+use slots::Slots;
+use smallfile::SmallFile;
+use timers::{Timer, Timers};
+use writing::WriteJob;
+
+/// What a shard is made from.
+pub struct ShardParts {
+    /// The engine's configuration, validated.
+    pub config: Config,
+    /// Where payload buffers come from.
+    pub arena: Arena,
+    /// Commands of the handle.
+    pub queue: Arc<CommandQueue>,
+    /// Counters that the handle reads.
+    pub counters: Arc<Counters>,
+    /// Where events go; a receiver that is gone is no error.
+    pub events: Sender<Event>,
+    /// The open state folder.
+    pub state: Arc<StateDir>,
+    /// What the journal believes, and its writer.
+    pub recovered: RecoveredState,
+    /// Seed of every choice among equals.
+    pub seed: u64,
+}
+
+/// What an operation in flight was for.
+#[derive(Debug)]
+enum Flight {
+    Connect { listing: ListingId, addr: SocketAddr, wire_ids: Vec<WireId> },
+    PollIn(ConnId),
+    Recv(RecvFlight),
+    Send { conn: ConnId, listing: Option<ListingId>, payload: u64 },
+    Open(FileKey),
+    Allocate(FileKey),
+    Read(TaskFlight),
+    Write(TaskFlight),
+    SyncData(FileKey),
+    OpenJournal,
+    WriteJournal,
+    SyncJournal,
+    SmallFile(SmallFile),
+    RemoveTree { listing: ListingId },
+}
+
+/// What disk tasks belong to.
+#[derive(Debug)]
+enum Job {
+    Write(WriteJob),
+    Touch(ListingId),
+    Read(ReadJob),
+}
+
+/// See the module.
+pub struct Shard {
+    config: Config,
+    arena: Arena,
+    queue: Arc<CommandQueue>,
+    counters: Arc<Counters>,
+    events: Sender<Event>,
+    state: Arc<StateDir>,
+    recovered: Recovered,
+    recovered_slots: BTreeMap<ListingKey, JournalSlot>,
+    random: u64,
+    /// The time of this turn, as the driver says.
+    now: Instant,
+    /// Operations decided in this turn.
+    out: Ops,
+    flights: Slots<Flight>,
+    timers: Timers,
+
+    rows: Box<dyn Catalogue>,
+    active: BTreeMap<ListingId, Active>,
+    /// Every name of every listing on the wire.
+    wire_ids: BTreeMap<WireId, ListingId>,
+    keys: BTreeMap<ListingKey, ListingId>,
+
+    conns: BTreeMap<ConnId, Conn>,
+    next_conn: u64,
+    /// Connections that something happened to in this turn.
+    touched: BTreeSet<ConnId>,
+    strikes: BTreeMap<PeerId, u32>,
+    banned: BTreeSet<PeerId>,
+    burden: Burden,
+    plan: ReceivePlan,
+    gather: GatherList,
+    recv_bufs: Vec<RecvBuf>,
+
+    hashing: Hashing,
+    /// Listings to plan requests for in this turn.
+    planning: BTreeSet<ListingId>,
+    /// Listings whose requests wait for the arena.
+    starving: BTreeSet<ListingId>,
+    checks_waiting: BTreeSet<ListingId>,
+    /// Extents being filled, over all listings.
+    filling: usize,
+
+    cache: Cache,
+    reads: Reads,
+    upload_round: VecDeque<ConnId>,
+    bucket: Bucket,
+    is_serving: bool,
+
+    disk: Disk,
+    jobs: BTreeMap<u64, Job>,
+    next_job: u64,
+    commit: Commit,
+
+    is_stopping: bool,
+    is_clean_stop_written: bool,
+    is_stopped: bool,
+}
+
+impl Shard {
+    /// A shard without listings; `now` is the driver's first reading of its clock.
+    pub fn new(parts: ShardParts, now: Instant) -> Self {
+        let RecoveredState { recovered, writer, slots } = parts.recovered;
+        // A quarter of the arena for the cache: the rest fills, writes and is on its way to peers.
+        let cache = Cache::new(parts.arena.capacity() / 4);
+        let bucket = Bucket::new(parts.config.upload_rate_max);
+        Shard {
+            config: parts.config,
+            arena: parts.arena,
+            queue: parts.queue,
+            counters: parts.counters,
+            events: parts.events,
+            state: parts.state,
+            recovered,
+            recovered_slots: slots,
+            random: parts.seed,
+            now,
+            out: Ops::new(),
+            flights: Slots::default(),
+            timers: Timers::default(),
+            rows: Box::new(MemoryCatalogue::default()),
+            active: BTreeMap::new(),
+            wire_ids: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            next_conn: 0,
+            touched: BTreeSet::new(),
+            strikes: BTreeMap::new(),
+            banned: BTreeSet::new(),
+            burden: Burden::new(),
+            plan: ReceivePlan::default(),
+            gather: GatherList::default(),
+            recv_bufs: Vec::new(),
+            hashing: Hashing::default(),
+            planning: BTreeSet::new(),
+            starving: BTreeSet::new(),
+            checks_waiting: BTreeSet::new(),
+            filling: 0,
+            cache,
+            reads: Reads::default(),
+            upload_round: VecDeque::new(),
+            bucket,
+            is_serving: true,
+            disk: Disk::default(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            commit: Commit::new(writer),
+            is_stopping: false,
+            is_clean_stop_written: false,
+            is_stopped: false,
+        }
+    }
+
+    /// Tells the program around the engine.
+    fn tell(&self, event: Event) {
+        // Nobody has to listen.
+        let _ = self.events.send(event);
+    }
+
+    /// The next number of the seeded sequence (SplitMix64).
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Conn(id) => self.conn_timeout(id),
+            Timer::Dial(listing) => self.dial_timeout(listing),
+            Timer::Resume(listing) => self.resume_listing(listing),
+            Timer::Evict(listing) => self.evict(listing),
+            Timer::Swarm(listing) => self.swarm_timeout(listing),
+            Timer::Split(listing) => self.split_extents(listing),
+            // Their work is looked at in every turn; the timer only makes one happen.
+            Timer::Commit | Timer::Upload => {}
+        }
+    }
+
+    /// Puts receives and sends in flight for connections that something happened to.
+    fn pump_conns(&mut self) {
+        while let Some(id) = self.touched.pop_first() {
+            self.transmit(id);
+            self.arm_receive(id);
+            self.arm_timer(id);
+        }
+    }
+}
+
+impl Machine for Shard {
+    fn handle(&mut self, completion: Completion, now: Instant) {
+        self.now = now;
+        let Completion { id, done } = completion;
+        if let Done::Accepted { sock, peer } = done {
+            self.handle_accepted(sock, peer);
+            return;
+        }
+        let Some(flight) = self.flights.take(id) else {
+            tracing::error!(?id, "completion of no operation");
+            return;
+        };
+        match (flight, done) {
+            (Flight::Connect { listing, addr, wire_ids }, Done::Connected(result)) => {
+                self.handle_connected(listing, addr, &wire_ids, result);
+            }
+            (Flight::PollIn(conn), Done::Readable(result)) => self.handle_readable(conn, result),
+            (Flight::Recv(flight), Done::Received(result, buf)) => {
+                self.handle_received(flight, result, buf);
+            }
+            (Flight::Send { conn, listing, payload }, Done::Sent(result, buf)) => {
+                self.handle_sent(conn, listing, payload, result, buf);
+            }
+            (Flight::Open(key), Done::Opened(result)) => self.handle_opened(key, result),
+            (Flight::Allocate(key), Done::Allocated(result)) => self.handle_allocated(key, result),
+            (Flight::Read(flight), Done::Read(result, buf)) => {
+                self.handle_read(flight, result, buf)
+            }
+            (Flight::Write(flight), Done::Written(result, buf)) => {
+                self.handle_written(flight, result, buf);
+            }
+            (Flight::SyncData(key), Done::Synced(result)) => self.handle_data_synced(key, result),
+            (Flight::OpenJournal, Done::Opened(result)) => self.handle_journal_opened(result),
+            (Flight::WriteJournal, Done::SmallWritten(result)) => {
+                self.handle_journal_written(result)
+            }
+            (Flight::SyncJournal, Done::Synced(result)) => self.handle_journal_synced(result),
+            (Flight::SmallFile(file), done) => self.small_file_step(file, done),
+            (Flight::RemoveTree { listing }, Done::Removed(result)) => {
+                self.handle_removed(listing, result);
+            }
+            (flight, done) => panic!("{done:?} answers {flight:?}"),
+        }
+    }
+
+    fn poll(&mut self, ops: &mut Ops, now: Instant) {
+        self.now = now;
+        while let Some(timer) = self.timers.pop_due(now) {
+            self.fire(timer);
+        }
+        self.hash_turn();
+        self.wake_starving();
+        self.wake_checks();
+        self.plan_turn();
+        self.serve_turn();
+        self.pump_conns();
+        self.pump_disk();
+        self.pump_commit();
+        self.look_whether_stopped();
+        ops.append(&mut self.out);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next_at()
+    }
+
+    fn handle_wake(&mut self, now: Instant) {
+        self.now = now;
+        for command in self.queue.take() {
+            self.handle_command(command);
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+}

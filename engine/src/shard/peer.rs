@@ -1,0 +1,397 @@
+//! One connection: its link, what is in flight on its socket, whom it talks to.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use ringseed_core::geometry::BlockRef;
+use ringseed_core::wire::{
+    Blame, Channel, ChannelConfig, ChannelEvent, ChannelId, Handshake, Link, LinkConfig, LinkError,
+    LinkEvent, PeerId, WireId,
+};
+use ringseed_sys::arena::Extent;
+
+use super::timers::Timer;
+use super::{Flight, Shard};
+use crate::api::ListingId;
+use crate::io::{Op, SockId};
+
+/// Name of a connection, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// Our protocol errors that a peer may make before its id is refused for good.
+const STRIKES_MAX: u32 = 3;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub sock: SockId,
+    pub addr: SocketAddr,
+    /// We made it.
+    pub is_dialled: bool,
+    /// Whose torrent it speaks of; `None` until an incoming handshake has said so.
+    pub listing: Option<ListingId>,
+    pub peer_id: Option<PeerId>,
+    pub link: Link,
+    pub receiving: Receiving,
+    pub is_sending: bool,
+    /// The last receive came back full: more is there, so the next one needs no wait before it.
+    pub is_streaming: bool,
+    /// When its timer will fire; later deadlines need no new timer.
+    pub timer_at: Option<Instant>,
+    /// Blocks handed to the channel to be sent, in order, with where their bytes are.
+    pub served: VecDeque<Served>,
+    /// What it may still send in this round of the upload queue, in bytes.
+    pub deficit: u64,
+    /// It is in the upload queue.
+    pub is_queued: bool,
+}
+
+/// What a connection is doing towards its next bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receiving {
+    /// Nothing is in flight.
+    Idle,
+    /// Waiting without a buffer.
+    Polling,
+    /// A receive is in flight.
+    Receiving,
+}
+
+/// A block on its way out: in one extent, or across two.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub block: BlockRef,
+    pub parts: Vec<(Extent, usize, usize)>,
+}
+
+impl Conn {
+    /// The conversation, once there is one.
+    pub fn channel(&self) -> Option<&Channel> {
+        self.link.channel(ChannelId::STOCK)
+    }
+
+    /// The conversation, to steer it; only while messages may flow.
+    pub fn channel_mut(&mut self) -> Option<&mut Channel> {
+        if !self.link.is_open() {
+            return None;
+        }
+        self.link.channel_mut(ChannelId::STOCK)
+    }
+}
+
+/// Why we end a connection.
+#[derive(Debug)]
+pub(super) enum CloseReason {
+    /// The peer closed, or the network did.
+    Network(io::Error),
+    /// The link says so.
+    Link(LinkError),
+    /// The same peer is connected already, and the other connection is kept.
+    Duplicate,
+    /// We know nothing of the torrent it wants.
+    UnknownTorrent,
+    /// A bound of ours is reached.
+    Full,
+    /// Neither side wants anything of the other.
+    Useless,
+    /// Its data did not verify.
+    BadData,
+    /// The listing is removed, or the engine stops.
+    Gone,
+}
+
+impl Shard {
+    fn link_config(&self) -> LinkConfig {
+        LinkConfig { peer_id: PeerId(self.config.peer_id), ..LinkConfig::default() }
+    }
+
+    /// The listener has accepted a connection.
+    pub(super) fn handle_accepted(&mut self, sock: SockId, addr: SocketAddr) {
+        if self.conns.len() >= self.config.peers_max as usize || self.is_stopping {
+            tracing::debug!(%addr, "connection refused, enough peers");
+            self.out.push_back(Op::Close { sock });
+            return;
+        }
+        let link = Link::incoming(self.now, self.link_config());
+        self.add_conn(sock, addr, false, None, link);
+    }
+
+    /// A connection of ours is up.
+    pub(super) fn add_dialled(
+        &mut self,
+        sock: SockId,
+        addr: SocketAddr,
+        listing: ListingId,
+        wire_ids: &[WireId],
+    ) {
+        let Some(channel) = self.channel_config(listing) else {
+            self.out.push_back(Op::Close { sock });
+            return;
+        };
+        let link = Link::outgoing(self.now, self.link_config(), wire_ids, channel);
+        self.add_conn(sock, addr, true, Some(listing), link);
+    }
+
+    fn add_conn(
+        &mut self,
+        sock: SockId,
+        addr: SocketAddr,
+        is_dialled: bool,
+        listing: Option<ListingId>,
+        link: Link,
+    ) {
+        self.next_conn += 1;
+        let id = ConnId(self.next_conn);
+        let conn = Conn {
+            sock,
+            addr,
+            is_dialled,
+            listing,
+            peer_id: None,
+            link,
+            receiving: Receiving::Idle,
+            is_sending: false,
+            is_streaming: false,
+            timer_at: None,
+            served: VecDeque::new(),
+            deficit: 0,
+            is_queued: false,
+        };
+        self.conns.insert(id, conn);
+        if let Some(active) = listing.and_then(|listing| self.active.get_mut(&listing)) {
+            active.conns.insert(id);
+        }
+        self.counters.peers.set(self.conns.len() as u64);
+        self.touched.insert(id);
+    }
+
+    fn channel_config(&self, listing: ListingId) -> Option<ChannelConfig> {
+        let active = self.active.get(&listing)?;
+        let geometry = active.geometry().cloned();
+        let info = active.metainfo.as_ref().map(|metainfo| metainfo.info());
+        let metadata_len_bytes = info.map(|info| info.raw().len() as u32);
+        let v2 = active.has_v2();
+        Some(ChannelConfig { geometry, metadata_len_bytes, upload_only: active.is_complete(), v2 })
+    }
+
+    /// Ends a connection: closes its socket, gives its requests back, dials again if that is sensible.
+    pub(super) fn close_conn(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        tracing::debug!(conn = id.0, addr = %conn.addr, ?reason, "connection closed");
+        self.out.push_back(Op::Close { sock: conn.sock });
+        self.counters.peers.set(self.conns.len() as u64);
+        self.touched.remove(&id);
+        if let Some(listing) = conn.listing {
+            self.forget_requests(listing, id);
+            if let Some(active) = self.active.get_mut(&listing) {
+                active.conns.remove(&id);
+                active.metadata.forget_conn(id);
+            }
+            self.after_close(listing, &conn, &reason);
+        }
+        if let CloseReason::Link(error) = &reason
+            && error.blame() == Blame::Peer
+            && let Some(peer_id) = conn.peer_id
+        {
+            let strikes = self.strikes.entry(peer_id).or_insert(0);
+            *strikes += 1;
+            if *strikes >= STRIKES_MAX {
+                self.ban(peer_id, conn.addr, error.to_string());
+            }
+        }
+    }
+
+    /// Refuses a peer id from now on, and says so once.
+    pub(super) fn ban(&mut self, peer_id: PeerId, addr: SocketAddr, reason: String) {
+        if self.banned.insert(peer_id) {
+            tracing::warn!(%addr, reason, "peer banned");
+            self.tell(crate::api::Event::PeerBanned { addr, peer_id: peer_id.0, reason });
+        }
+        let of_peer = |(&id, conn): (&ConnId, &Conn)| (conn.peer_id == Some(peer_id)).then_some(id);
+        let conns: Vec<ConnId> = self.conns.iter().filter_map(of_peer).collect();
+        for id in conns {
+            self.close_conn(id, CloseReason::BadData);
+        }
+    }
+
+    /// Takes what the link has to say, after bytes or a timeout.
+    pub(super) fn drain_link(&mut self, id: ConnId) {
+        self.touched.insert(id);
+        while let Some(event) = self.conns.get_mut(&id).and_then(|conn| conn.link.poll_event()) {
+            match event {
+                LinkEvent::Handshake(handshake) => self.handle_handshake(id, handshake),
+                LinkEvent::Channel { event, .. } => self.handle_channel_event(id, event),
+            }
+        }
+    }
+
+    fn handle_handshake(&mut self, id: ConnId, handshake: Handshake) {
+        let Handshake { wire_id, peer_id, .. } = handshake;
+        if self.banned.contains(&peer_id) {
+            self.close_conn(id, CloseReason::BadData);
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.peer_id = Some(peer_id);
+        let listing = match conn.listing {
+            Some(listing) => listing,
+            None => {
+                let Some(listing) = self.wire_ids.get(&wire_id).copied() else {
+                    self.close_conn(id, CloseReason::UnknownTorrent);
+                    return;
+                };
+                self.activate(listing);
+                listing
+            }
+        };
+        if self.resolve_duplicate(id, listing, peer_id) {
+            return;
+        }
+        let Some(active) = self.active.get_mut(&listing) else {
+            self.close_conn(id, CloseReason::UnknownTorrent);
+            return;
+        };
+        let conn = self.conns.get_mut(&id).expect("looked up above");
+        active.conns.insert(id);
+        active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
+        let addr = conn.addr;
+        active.sources.entry(peer_id).or_insert((addr, 0)).0 = addr;
+        let conns = active.conns.len();
+        if !conn.is_dialled {
+            if conns > self.config.peers_per_listing_max as usize {
+                self.close_conn(id, CloseReason::Full);
+                return;
+            }
+            let Some(config) = self.channel_config(listing) else { return };
+            let conn = self.conns.get_mut(&id).expect("looked up above");
+            conn.listing = Some(listing);
+            conn.link.accept(wire_id, config);
+        }
+        self.greet(id, listing);
+    }
+
+    /// Both sides may have dialled each other. The connection that the lower peer id dialled is kept,
+    /// so that both sides keep the same one. True when this connection is the one that went.
+    fn resolve_duplicate(&mut self, id: ConnId, listing: ListingId, peer_id: PeerId) -> bool {
+        let Some(active) = self.active.get(&listing) else { return false };
+        let same = |other: &&ConnId| {
+            **other != id && self.conns.get(other).is_some_and(|conn| conn.peer_id == Some(peer_id))
+        };
+        let Some(&other) = active.conns.iter().find(same) else { return false };
+        let we_are_lower = self.config.peer_id < peer_id.0;
+        let is_dialled = |id| self.conns.get(&id).is_some_and(|conn: &Conn| conn.is_dialled);
+        let keep_new = match (is_dialled(id), is_dialled(other)) {
+            // Two of one direction: the peer has dialled again, so it has given the older one up; of
+            // two that we dialled (two addresses of one peer) the older one stays.
+            (false, false) => true,
+            (true, true) => false,
+            (new_is_ours, _) => new_is_ours == we_are_lower,
+        };
+        if keep_new {
+            self.close_conn(other, CloseReason::Duplicate);
+            false
+        } else {
+            if let Some(active) = self.active.get_mut(&listing)
+                && let Some(conn) = self.conns.get(&id)
+            {
+                active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
+            }
+            self.close_conn(id, CloseReason::Duplicate);
+            true
+        }
+    }
+
+    /// The first messages of ours on a connection.
+    fn greet(&mut self, id: ConnId, listing: ListingId) {
+        let serving = self.is_serving;
+        let Some(active) = self.active.get(&listing) else { return };
+        let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
+        channel.send_availability(active.geometry().map(|_| &active.have));
+        if serving {
+            channel.set_choking(false);
+        }
+        self.touched.insert(id);
+    }
+
+    fn handle_channel_event(&mut self, id: ConnId, event: ChannelEvent) {
+        let Some(listing) = self.conns.get(&id).and_then(|conn| conn.listing) else { return };
+        match event {
+            ChannelEvent::Availability => self.peer_availability(id, listing),
+            ChannelEvent::Have(piece) => self.peer_have(id, listing, piece),
+            ChannelEvent::DontHave(piece) => self.peer_dont_have(id, listing, piece),
+            ChannelEvent::Choked { dropped } => self.peer_choked(id, listing, &dropped),
+            ChannelEvent::Unchoked => self.peer_unchoked(id, listing),
+            ChannelEvent::Interested | ChannelEvent::NotInterested => {
+                self.check_useful(id, listing)
+            }
+            ChannelEvent::Suggest(_) | ChannelEvent::AllowedFast(_) => {}
+            ChannelEvent::Block { block, kept } => self.block_landed(id, listing, block, kept),
+            ChannelEvent::Wasted { block } => self.count_waste(listing, u64::from(block.len())),
+            ChannelEvent::Rejected(block) => self.request_failed(id, listing, block),
+            ChannelEvent::Snubbed => self.peer_snubs(id, listing),
+            ChannelEvent::Request(_) => self.queue_upload(id),
+            ChannelEvent::Cancelled(_) => {}
+            ChannelEvent::Extended(extended) => self.peer_extended(id, listing, extended),
+            ChannelEvent::MetadataRequest { index } => self.serve_metadata(id, listing, index),
+            ChannelEvent::MetadataPiece { index, total_len_bytes, data } => {
+                self.metadata_piece(id, listing, index, total_len_bytes, data);
+            }
+            ChannelEvent::MetadataRejected { .. } => self.metadata_refused(id, listing),
+            ChannelEvent::HashRequest(request) => self.serve_hashes(id, listing, request),
+            ChannelEvent::Hashes { request, hashes } => {
+                self.hashes_arrived(id, listing, request, hashes);
+            }
+            ChannelEvent::HashesRejected(request) => self.hashes_refused(id, listing, request),
+        }
+    }
+
+    /// Sets the connection's timer to what its link asks for.
+    pub(super) fn arm_timer(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let at = conn.link.poll_timeout();
+        // An earlier timer that finds nothing to do sets the next one.
+        if conn.timer_at.is_none_or(|set| at < set) {
+            conn.timer_at = Some(at);
+            self.timers.set(at, Timer::Conn(id));
+        }
+    }
+
+    /// The connection's timer fired.
+    pub(super) fn conn_timeout(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.timer_at = None;
+        match conn.link.handle_timeout(self.now) {
+            Ok(()) => self.drain_link(id),
+            Err(error) => self.close_conn(id, CloseReason::Link(error)),
+        }
+    }
+
+    /// Answer to [`Op::Connect`].
+    pub(super) fn handle_connected(
+        &mut self,
+        listing: ListingId,
+        addr: SocketAddr,
+        wire_ids: &[WireId],
+        result: io::Result<SockId>,
+    ) {
+        match result {
+            Ok(sock) if self.active.contains_key(&listing) && !self.is_stopping => {
+                self.add_dialled(sock, addr, listing, wire_ids);
+            }
+            Ok(sock) => self.out.push_back(Op::Close { sock }),
+            Err(error) => {
+                tracing::trace!(%addr, %error, "dial failed");
+                self.dial_failed(listing, addr);
+            }
+        }
+    }
+
+    /// Starts a dial; see [`Shard::handle_connected`].
+    pub(super) fn dial(&mut self, listing: ListingId, addr: SocketAddr, wire_ids: Vec<WireId>) {
+        let id = self.flights.insert(Flight::Connect { listing, addr, wire_ids });
+        self.out.push_back(Op::Connect { id, addr, timeout: super::dial::CONNECT_MAX });
+    }
+}

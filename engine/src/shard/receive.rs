@@ -1,0 +1,223 @@
+//! From the socket into the assembler: what the link predicts becomes one vectored receive.
+
+use std::io;
+
+use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry};
+use ringseed_core::wire::{ChannelId, Kept, Landed, PlanSlot};
+use ringseed_sys::arena::ExtentMut;
+
+use super::fill::{Arrival, Assembler};
+use super::peer::{CloseReason, ConnId, Receiving};
+use super::{Flight, Shard};
+use crate::api::ListingId;
+use crate::io::{Op, RECV_SLOTS_MAX, RecvBuf, RecvSlot};
+
+/// What a receive in flight must remember: whose it is, and which extents it was lent.
+#[derive(Debug)]
+pub(super) struct RecvFlight {
+    pub conn: ConnId,
+    pub listing: Option<ListingId>,
+    pub extents: Vec<ExtentIndex>,
+}
+
+/// The memory behind a receive, once its extents are back in the assembler.
+struct Landing<'a> {
+    conn: ConnId,
+    small: &'a mut [u8],
+    slots: &'a [RecvSlot],
+    extents: &'a [ExtentIndex],
+    /// `None` before the torrent's layout is known: then nothing was planned into extents.
+    torrent: Option<(&'a Geometry, &'a mut Assembler)>,
+}
+
+impl Landed for Landing<'_> {
+    fn slot(&mut self, index: usize) -> &mut [u8] {
+        match self.slots[index] {
+            RecvSlot::Small { start, len } => &mut self.small[start..start + len],
+            RecvSlot::Extent { extent, start, len } => {
+                let (_, assembler) = self.torrent.as_mut().expect("extents belong to a torrent");
+                let bytes = assembler.bytes_mut(self.extents[extent]);
+                &mut bytes.expect("a lent extent has come back")[start..start + len]
+            }
+        }
+    }
+
+    fn place(&mut self, _: ChannelId, block: BlockRef) -> Option<&mut [u8]> {
+        let (geometry, assembler) = self.torrent.as_mut()?;
+        assembler.place(geometry, block, self.conn)
+    }
+}
+
+impl Shard {
+    /// Puts the next receive of a connection in flight, or waits for its socket without a buffer.
+    pub(super) fn arm_receive(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.receiving != Receiving::Idle {
+            return;
+        }
+        if !conn.is_streaming {
+            conn.receiving = Receiving::Polling;
+            let sock = conn.sock;
+            let flight = self.flights.insert(Flight::PollIn(id));
+            self.out.push_back(Op::PollIn { id: flight, sock });
+            return;
+        }
+        let mut torrent = conn
+            .listing
+            .and_then(|listing| self.active.get_mut(&listing))
+            .and_then(|active| active.layout_mut());
+        let plan = &mut self.plan;
+        conn.link.poll_receive(plan, &mut |_, block| match &mut torrent {
+            Some((geometry, assembler)) => assembler.place(geometry, block, id).is_some(),
+            None => false,
+        });
+        if plan.slots.is_empty() {
+            return; // an incoming link that waits to be accepted
+        }
+        let mut buf = self.recv_bufs.pop().unwrap_or_default();
+        let mut extents: Vec<ExtentIndex> = Vec::new();
+        for slot in plan.slots.iter().take(RECV_SLOTS_MAX) {
+            match *slot {
+                PlanSlot::Small { len } => {
+                    let start = buf.small.len();
+                    buf.small.resize(start + len, 0);
+                    buf.slots.push(RecvSlot::Small { start, len });
+                }
+                PlanSlot::Block { block, from_offset, len, .. } => {
+                    let (geometry, assembler) = torrent.as_mut().expect("placed above");
+                    let (extent, offset) = geometry.extent_of(block);
+                    let at = match extents.iter().position(|&lent| lent == extent) {
+                        Some(at) => at,
+                        None => {
+                            let lent = assembler.lend(extent).expect("placed above");
+                            buf.extents.push(lent);
+                            extents.push(extent);
+                            extents.len() - 1
+                        }
+                    };
+                    let start = (offset + from_offset) as usize;
+                    buf.slots.push(RecvSlot::Extent { extent: at, start, len: len as usize });
+                }
+            }
+        }
+        conn.receiving = Receiving::Receiving;
+        let flight = RecvFlight { conn: id, listing: conn.listing, extents };
+        let sock = conn.sock;
+        let flight = self.flights.insert(Flight::Recv(flight));
+        self.out.push_back(Op::Recv { id: flight, sock, buf });
+    }
+
+    /// Answer to [`Op::PollIn`].
+    pub(super) fn handle_readable(&mut self, id: ConnId, result: io::Result<()>) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.receiving = Receiving::Idle;
+        match result {
+            Ok(()) => {
+                conn.is_streaming = true;
+                self.touched.insert(id);
+            }
+            Err(error) => self.close_conn(id, CloseReason::Network(error)),
+        }
+    }
+
+    /// Answer to [`Op::Recv`].
+    pub(super) fn handle_received(
+        &mut self,
+        flight: RecvFlight,
+        result: io::Result<usize>,
+        mut buf: RecvBuf,
+    ) {
+        // First of all the extents go back, also when the connection or the listing is gone.
+        let lent: Vec<ExtentMut> = buf.extents.drain(..).collect();
+        let mut active = flight.listing.and_then(|listing| self.active.get_mut(&listing));
+        if let Some(active) = &mut active {
+            for (&extent, bytes) in flight.extents.iter().zip(lent) {
+                active.assembler.give_back(extent, bytes);
+            }
+        }
+        let id = flight.conn;
+        let Some(conn) = self.conns.get_mut(&id) else {
+            self.recycle(buf);
+            return;
+        };
+        conn.receiving = Receiving::Idle;
+        let len_bytes = match result {
+            Ok(0) => {
+                self.recycle(buf);
+                let end = io::Error::from(io::ErrorKind::UnexpectedEof);
+                self.close_conn(id, CloseReason::Network(end));
+                return;
+            }
+            Ok(len_bytes) => len_bytes,
+            Err(error) => {
+                self.recycle(buf);
+                self.close_conn(id, CloseReason::Network(error));
+                return;
+            }
+        };
+        self.counters.received_bytes.add(len_bytes as u64);
+        let planned: usize = buf.slots.iter().map(RecvSlot::len_bytes).sum();
+        // A full receive means that more is probably there. Otherwise wait without buffers: an extent
+        // lent to a silent peer is an extent that others must copy around.
+        conn.is_streaming = len_bytes == planned;
+        let mut landing = Landing {
+            conn: id,
+            small: &mut buf.small,
+            slots: &buf.slots,
+            extents: &flight.extents,
+            torrent: active.and_then(|active| active.layout_mut()),
+        };
+        let outcome = conn.link.handle_received(self.now, len_bytes, &mut landing);
+        self.recycle(buf);
+        // What came before the error counts: events first, so that whole blocks are not lost.
+        self.drain_link(id);
+        if let Err(error) = outcome {
+            self.close_conn(id, CloseReason::Link(error));
+        }
+    }
+
+    /// Keeps a receive's vectors for the next one.
+    fn recycle(&mut self, mut buf: RecvBuf) {
+        if self.recv_bufs.len() < 8 {
+            buf.small.clear();
+            buf.small.shrink_to(64 << 10);
+            buf.slots.clear();
+            buf.extents.clear();
+            self.recv_bufs.push(buf);
+        }
+    }
+
+    /// A block that we asked for is complete.
+    pub(super) fn block_landed(
+        &mut self,
+        id: ConnId,
+        listing: ListingId,
+        block: BlockRef,
+        kept: Option<Kept>,
+    ) {
+        let len_bytes = u64::from(block.len());
+        self.counters.payload_received_bytes.add(len_bytes);
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(peer_id) = conn.peer_id else { return };
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let arrival = match active.layout_mut() {
+            Some((geometry, assembler)) => assembler.land(geometry, block, kept, id, peer_id),
+            None => Arrival::Duplicate,
+        };
+        match arrival {
+            Arrival::Duplicate => self.count_waste(listing, len_bytes),
+            Arrival::New | Arrival::Whole => {
+                self.hashing.block_landed(listing, block, arrival == Arrival::Whole);
+            }
+        }
+        self.request_answered(id, listing, block);
+    }
+
+    /// Counts payload that was of no use.
+    pub(super) fn count_waste(&mut self, listing: ListingId, len_bytes: u64) {
+        self.counters.wasted_bytes.add(len_bytes);
+        if let Some(active) = self.active.get_mut(&listing) {
+            active.wasted_bytes += len_bytes;
+        }
+    }
+}

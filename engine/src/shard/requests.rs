@@ -1,0 +1,434 @@
+//! What is asked of whom: the swarm's plans become requests, and every request has a buffer.
+//!
+//! An extent is taken from the arena when its first block is *requested*, never later. So whatever a
+//! peer may send has a place, and a full arena shows where it costs nothing: requests wait, peers
+//! have nothing to send, TCP is idle.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ringseed_core::bitfield::Bitfield;
+use ringseed_core::geometry::{BlockRef, PieceIndex};
+use ringseed_core::swarm::{Budget, PeerInfo, PeerKey, Planned, Swarm};
+use ringseed_core::wire::PeerId;
+use ringseed_sys::arena::ExtentMut;
+
+use super::Shard;
+use super::listing::Stage;
+use super::peer::{CloseReason, Conn, ConnId};
+use super::timers::Timer;
+use crate::api::ListingId;
+
+/// Blocks asked for in one plan at most: 8 MiB, what the largest pipeline holds.
+const PLAN_BLOCKS: u32 = 512;
+/// How long a verified piece may wait for the rest of its extent before it is split off.
+const SPLIT_AFTER: Duration = Duration::from_millis(50);
+
+/// The swarm of a listing, while something is missing.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    swarm: Option<Swarm>,
+    keys: BTreeMap<ConnId, PeerKey>,
+    conns: BTreeMap<PeerKey, ConnId>,
+    wake_at: Option<std::time::Instant>,
+    is_split_set: bool,
+}
+
+impl Requests {
+    /// A piece is verified.
+    pub fn piece_done(&mut self, piece: PieceIndex) {
+        if let Some(swarm) = &mut self.swarm {
+            swarm.handle_piece_verified(piece);
+        }
+    }
+
+    /// A verified piece is lost.
+    pub fn piece_lost(&mut self, piece: PieceIndex) {
+        if let Some(swarm) = &mut self.swarm {
+            swarm.handle_piece_lost(piece);
+        }
+    }
+
+    fn with_peer(&mut self, id: ConnId) -> Option<(&mut Swarm, PeerKey)> {
+        Some((self.swarm.as_mut()?, *self.keys.get(&id)?))
+    }
+}
+
+impl Shard {
+    /// Begins to fetch what is missing.
+    pub(super) fn start_swarm(&mut self, listing: ListingId) {
+        let own_id = PeerId(self.config.peer_id);
+        let seed = self.next_random();
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.requests.swarm.is_some() || active.is_complete() {
+            return;
+        }
+        let Some(geometry) = active.geometry().cloned() else { return };
+        active.requests.swarm = Some(Swarm::new(geometry, own_id, seed, &active.have));
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        for id in conns {
+            self.swarm_peer(id, listing);
+            self.peer_availability(id, listing);
+        }
+    }
+
+    /// Ends fetching: everything is here.
+    pub(super) fn stop_swarm(&mut self, listing: ListingId) {
+        if let Some(active) = self.active.get_mut(&listing) {
+            active.requests = Requests::default();
+        }
+    }
+
+    /// Makes a connection known to the swarm.
+    fn swarm_peer(&mut self, id: ConnId, listing: ListingId) {
+        let now = self.now;
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(peer_id) = conn.peer_id else { return };
+        let Some(channel) = conn.channel() else { return };
+        let (choking, requests_max) = (channel.peer_choking(), channel.requests_max());
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let requests = &mut active.requests;
+        let Some(swarm) = &mut requests.swarm else { return };
+        if requests.keys.contains_key(&id) {
+            return;
+        }
+        let key = swarm.add_peer(now, PeerInfo { peer_id, ours: peer_id.is_ours() });
+        swarm.set_requests_max(key, requests_max);
+        if !choking {
+            swarm.handle_unchoked(key);
+        }
+        requests.keys.insert(id, key);
+        requests.conns.insert(key, id);
+        self.planning.insert(listing);
+    }
+
+    /// The peer has said how many requests it queues.
+    pub(super) fn set_requests_max(&mut self, id: ConnId, listing: ListingId) {
+        let Some(channel) = self.conns.get(&id).and_then(Conn::channel) else { return };
+        let requests_max = channel.requests_max();
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.set_requests_max(key, requests_max);
+        }
+    }
+
+    /// The peer has said what it has.
+    pub(super) fn peer_availability(&mut self, id: ConnId, listing: ListingId) {
+        self.swarm_peer(id, listing);
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(has) = conn.channel().and_then(|channel| channel.peer_has()) else { return };
+        let now = self.now;
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_availability(now, key, has);
+        }
+        self.planning.insert(listing);
+        self.show_interest(id, listing);
+        self.check_useful(id, listing);
+    }
+
+    /// The peer has one piece more.
+    pub(super) fn peer_have(&mut self, id: ConnId, listing: ListingId, piece: PieceIndex) {
+        let now = self.now;
+        self.swarm_peer(id, listing);
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_have(now, key, piece);
+        }
+        self.planning.insert(listing);
+        self.show_interest(id, listing);
+        self.check_useful(id, listing);
+    }
+
+    /// The peer has lost a piece.
+    pub(super) fn peer_dont_have(&mut self, id: ConnId, listing: ListingId, piece: PieceIndex) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_dont_have(key, piece);
+        }
+        self.show_interest(id, listing);
+    }
+
+    /// The peer answers requests from now on.
+    pub(super) fn peer_unchoked(&mut self, id: ConnId, listing: ListingId) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_unchoked(key);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// The peer answers no more requests.
+    pub(super) fn peer_choked(&mut self, id: ConnId, listing: ListingId, dropped: &[BlockRef]) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_choked(key, dropped);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// Tells the peer whether we want something of it.
+    fn show_interest(&mut self, id: ConnId, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let wants =
+            active.requests.with_peer(id).is_some_and(|(swarm, key)| swarm.is_interesting(key));
+        let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
+        if channel.interested() != wants {
+            channel.set_interested(wants);
+            self.touched.insert(id);
+        }
+    }
+
+    /// Closes a connection between two complete sides: neither can want anything of the other.
+    pub(super) fn check_useful(&mut self, id: ConnId, listing: ListingId) {
+        let Some(active) = self.active.get(&listing) else { return };
+        let Some(channel) = self.conns.get(&id).and_then(Conn::channel) else { return };
+        let peer_is_complete = channel.peer_has().is_some_and(Bitfield::is_full);
+        if active.stage == Stage::Running && active.is_complete() && peer_is_complete {
+            self.close_conn(id, CloseReason::Useless);
+        }
+    }
+
+    /// A request will not be answered.
+    pub(super) fn request_failed(&mut self, id: ConnId, listing: ListingId, block: BlockRef) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_rejected(key, block);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// A block came: its sender has room, others need not send it.
+    pub(super) fn request_answered(&mut self, id: ConnId, listing: ListingId, block: BlockRef) {
+        let now = self.now;
+        let mut cancels = Vec::new();
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if let (Some(swarm), Some(&key)) =
+            (&mut active.requests.swarm, active.requests.keys.get(&id))
+        {
+            swarm.handle_block(now, key, block, &mut self.burden, &mut cancels);
+        }
+        for (key, block) in cancels {
+            let Some(&other) = active.requests.conns.get(&key) else { continue };
+            if let Some(channel) = self.conns.get_mut(&other).and_then(Conn::channel_mut) {
+                channel.cancel(block);
+                self.touched.insert(other);
+            }
+        }
+        self.planning.insert(listing);
+    }
+
+    /// The peer has not answered for long: its work goes to others.
+    pub(super) fn peer_snubs(&mut self, id: ConnId, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some((swarm, key)) = active.requests.with_peer(id) else { return };
+        let blocks = swarm.handle_snubbed(key);
+        if let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) {
+            for block in blocks {
+                channel.cancel(block);
+            }
+            self.touched.insert(id);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// A piece is to be fetched again.
+    pub(super) fn piece_refetch(&mut self, listing: ListingId, piece: PieceIndex) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some(swarm) = &mut active.requests.swarm
+        {
+            swarm.handle_piece_failed(piece);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// A connection is gone: what it was asked for goes to others.
+    pub(super) fn forget_requests(&mut self, listing: ListingId, id: ConnId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let requests = &mut active.requests;
+        if let Some(key) = requests.keys.remove(&id) {
+            requests.conns.remove(&key);
+            if let Some(swarm) = &mut requests.swarm {
+                swarm.remove_peer(key);
+            }
+        }
+        self.planning.insert(listing);
+    }
+
+    /// Plans requests for every listing that something happened to.
+    pub(super) fn plan_turn(&mut self) {
+        let listings = std::mem::take(&mut self.planning);
+        for listing in listings {
+            self.plan_listing(listing);
+        }
+    }
+
+    fn plan_listing(&mut self, listing: ListingId) {
+        let is_fetching = self.active.get(&listing).is_some_and(|active| active.is_fetching());
+        if !is_fetching || self.is_stopping {
+            return;
+        }
+        self.set_split_timer(listing);
+        loop {
+            let new_extents = self.fill_budget();
+            let Some(active) = self.active.get_mut(&listing) else { return };
+            let Some(swarm) = &mut active.requests.swarm else { return };
+            let Some(key) = swarm.poll_ready(&self.burden) else { break };
+            let mut budget = Budget { new_extents, blocks: PLAN_BLOCKS };
+            let mut planned = Planned::default();
+            swarm.plan(self.now, key, &mut budget, &mut planned);
+            let is_short = planned.short_of_budget;
+            let is_refused = !self.send_requests(listing, key, planned.requests);
+            if is_short || is_refused {
+                self.wait_for_arena(listing);
+                break;
+            }
+        }
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(swarm) = &active.requests.swarm else { return };
+        // One timer per listing at a time; an early one finds nothing and sets the next.
+        if let Some(at) = swarm.poll_timeout()
+            && active.requests.wake_at.is_none_or(|set| at < set || set <= self.now)
+        {
+            active.requests.wake_at = Some(at);
+            self.timers.set(at, Timer::Swarm(listing));
+        }
+    }
+
+    /// Asks a peer for what was planned, with a buffer for each block. False when the arena had none.
+    fn send_requests(&mut self, listing: ListingId, key: PeerKey, blocks: Vec<BlockRef>) -> bool {
+        let Some(active) = self.active.get(&listing) else { return true };
+        let Some(geometry) = active.geometry().cloned() else { return true };
+        let Some(&id) = active.requests.conns.get(&key) else { return true };
+        let mut refused = Vec::new();
+        let mut has_room = true;
+        for block in blocks {
+            let (extent, _) = geometry.extent_of(block);
+            let is_filling = self.active[&listing].assembler.is_filling(extent);
+            let buf = if is_filling { None } else { self.take_extent() };
+            if !is_filling && buf.is_none() {
+                has_room = false;
+                refused.push(block);
+                continue;
+            }
+            let Some(active) = self.active.get_mut(&listing) else { return true };
+            if let Some(buf) = buf {
+                active.assembler.begin(&geometry, extent, buf, &active.have);
+                self.filling += 1;
+            }
+            let channel = self.conns.get_mut(&id).and_then(Conn::channel_mut);
+            if !channel.is_some_and(|channel| channel.request(self.now, block)) {
+                refused.push(block);
+            }
+        }
+        self.touched.insert(id);
+        let Some(active) = self.active.get_mut(&listing) else { return true };
+        if let Some(swarm) = &mut active.requests.swarm {
+            refused.into_iter().for_each(|block| swarm.handle_rejected(key, block));
+        }
+        has_room
+    }
+
+    /// How many extents may be begun now. Half of the arena is for filling; verified extents on their
+    /// way to the disk count, so that a slow disk slows the requests down.
+    fn fill_budget(&self) -> u32 {
+        let share = self.arena.capacity() / 2;
+        let busy = self.filling + self.cache.pinned_len();
+        let evictable = self.cache.unpinned_len();
+        let free = self.arena.capacity() - self.arena.in_use().min(self.arena.capacity());
+        // A few stay back for reads, or serving would starve while everything is being fetched.
+        let spare = (free + evictable).saturating_sub(self.arena.capacity() / 16);
+        share.saturating_sub(busy).min(spare) as u32
+    }
+
+    /// An extent, if need be at the cost of the least valuable cached one.
+    pub(super) fn take_extent(&mut self) -> Option<ExtentMut> {
+        loop {
+            if let Some(extent) = self.arena.try_take() {
+                return Some(extent);
+            }
+            // What is evicted may still be on its way to a peer: then the next one goes as well.
+            if !self.cache.evict_one() {
+                return None;
+            }
+        }
+    }
+
+    /// Requests of this listing wait for the arena; every extent that comes back looks here again.
+    fn wait_for_arena(&mut self, listing: ListingId) {
+        self.counters.arena_waits.add(1);
+        self.starving.insert(listing);
+    }
+
+    /// Wakes what waited for the arena, when there is room.
+    pub(super) fn wake_starving(&mut self) {
+        if self.starving.is_empty() || self.fill_budget() == 0 {
+            return;
+        }
+        for listing in std::mem::take(&mut self.starving) {
+            if let Some(active) = self.active.get_mut(&listing)
+                && let Some(swarm) = &mut active.requests.swarm
+            {
+                swarm.wake_all();
+                self.planning.insert(listing);
+            }
+        }
+    }
+
+    /// The swarm's timer fired.
+    pub(super) fn swarm_timeout(&mut self, listing: ListingId) {
+        let now = self.now;
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some(swarm) = &mut active.requests.swarm
+        {
+            active.requests.wake_at = None;
+            swarm.handle_timeout(now);
+            self.planning.insert(listing);
+        }
+    }
+
+    fn set_split_timer(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if !active.unannounced.is_empty() && !active.requests.is_split_set {
+            active.requests.is_split_set = true;
+            self.timers.set(self.now + SPLIT_AFTER, Timer::Split(listing));
+        }
+    }
+
+    /// Verified pieces wait for neighbours in their extent that nobody is asked for: store and serve
+    /// them now.
+    pub(super) fn split_extents(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        active.requests.is_split_set = false;
+        let Some(geometry) = active.geometry().cloned() else { return };
+        let mut extents: Vec<_> = active
+            .unannounced
+            .iter()
+            .filter_map(|&piece| geometry.piece(piece).ok())
+            .filter_map(|piece| geometry.extents_of_piece(piece).next())
+            .collect();
+        extents.dedup();
+        for id in &active.conns {
+            let Some(channel) = self.conns.get(id).and_then(Conn::channel) else { continue };
+            for block in channel.outstanding() {
+                let asked = geometry.extent_of(block).0;
+                extents.retain(|&extent| extent != asked);
+            }
+        }
+        for extent in extents {
+            let Some(active) = self.active.get_mut(&listing) else { return };
+            if let Some(bytes) = active.assembler.split_off(&geometry, extent) {
+                self.filling -= 1;
+                self.store_extent(listing, extent, bytes);
+            }
+        }
+        self.set_split_timer(listing);
+    }
+}

@@ -1,0 +1,417 @@
+//! Serving: requests in order, extents read once and shared by everybody who waits for them.
+//!
+//! Connections with requests stand in a round; each turn gives one of them a quantum of bytes and puts
+//! it at the end (deficit round robin), so that many small requests and few large ones get the same.
+//! A connection has one send in flight: what its socket does not take now is not pinned.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
+use ringseed_core::wire::{GatherItem, GatherList};
+use ringseed_sys::arena::ExtentMut;
+
+use super::cache::ExtentKey;
+use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::peer::{CloseReason, Conn, ConnId, Served};
+use super::timers::Timer;
+use super::{Flight, Job, Shard};
+use crate::api::ListingId;
+use crate::io::{Op, ReadPath, SEND_PARTS_MAX, SendBuf, SendPart};
+use crate::store::RunSet;
+
+/// What a connection may send per round, in bytes.
+const QUANTUM: u64 = 256 << 10;
+/// Payload of one send at most, in bytes.
+const SEND_BYTES_MAX: u64 = 1 << 20;
+/// Parts of one send that blocks may take; the rest is for messages between them.
+const BLOCK_PARTS_MAX: usize = SEND_PARTS_MAX - 10;
+/// Extents of one connection that are read ahead of being sent.
+const READ_AHEAD: usize = 4;
+
+/// An extent being read for serving, and who waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    waiters: BTreeMap<ExtentKey, Vec<ConnId>>,
+    /// Connections that found no extent to read into.
+    starving: Vec<ConnId>,
+}
+
+/// A read of an extent, part by part.
+#[derive(Debug)]
+pub(super) struct ReadJob {
+    pub listing: ListingId,
+    pub extent: ExtentIndex,
+    /// Pieces that may be believed in it.
+    pub pieces: RunSet,
+    pub class: Class,
+    /// What is still to be read, the next part last: file, offset, position in the extent, length.
+    pub parts: Vec<(u32, u64, usize, usize)>,
+}
+
+impl Reads {
+    /// Forgets a removed listing.
+    pub fn forget(&mut self, listing: ListingId) {
+        self.waiters.retain(|key, _| key.listing != listing);
+    }
+}
+
+impl Shard {
+    /// The peer wants blocks: the connection joins the round.
+    pub(super) fn queue_upload(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if !conn.is_queued && !conn.is_sending {
+            conn.is_queued = true;
+            self.upload_round.push_back(id);
+        }
+    }
+
+    /// Goes through the round once.
+    pub(super) fn serve_turn(&mut self) {
+        for id in std::mem::take(&mut self.reads.starving) {
+            self.queue_upload(id);
+        }
+        for _ in 0..self.upload_round.len() {
+            let Some(id) = self.upload_round.pop_front() else { return };
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            conn.is_queued = false;
+            if conn.is_sending {
+                continue; // comes back when the send is done
+            }
+            let available = self.bucket.available(self.now);
+            if available < u64::from(BLOCK_LEN) {
+                conn.is_queued = true;
+                self.upload_round.push_front(id);
+                self.timers.set(self.bucket.ready_at(self.now), Timer::Upload);
+                return;
+            }
+            self.serve_conn(id, available);
+        }
+    }
+
+    /// Hands as many of the peer's requests to its channel as are in memory, and reads the next ones.
+    fn serve_conn(&mut self, id: ConnId, available: u64) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(listing) = conn.listing else { return };
+        let Some(channel) = conn.channel().filter(|channel| !channel.choking()) else { return };
+        let wanted: Vec<BlockRef> = channel.peer_requests().take(2 * BLOCK_PARTS_MAX).collect();
+        let Some(geometry) =
+            self.active.get(&listing).and_then(|active| active.geometry()).cloned()
+        else {
+            return;
+        };
+        if wanted.is_empty() {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.deficit = 0;
+            }
+            return;
+        }
+        let is_capped = available != u64::MAX;
+        let quantum = if is_capped { QUANTUM.min(available) } else { SEND_BYTES_MAX };
+        let conn = self.conns.get_mut(&id).expect("looked up above");
+        conn.deficit = (conn.deficit + quantum).min(SEND_BYTES_MAX);
+        let granted = conn.deficit.min(available);
+        let mut budget = granted;
+        let mut parts_left = BLOCK_PARTS_MAX;
+        let mut missing: Vec<ExtentIndex> = Vec::new();
+        for block in wanted {
+            let Some(active) = self.active.get(&listing) else { return };
+            let is_had = active.have.get(block.piece())
+                && !active.unannounced.contains(&block.piece().get());
+            if !is_had {
+                // Asked for what we never announced, or have lost: say no, read nothing.
+                if let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) {
+                    channel.reject(block);
+                }
+                continue;
+            }
+            let parts = self.cached_parts(listing, &geometry, block, &mut missing);
+            if !missing.is_empty() {
+                if missing.len() >= READ_AHEAD {
+                    break;
+                }
+                continue; // in order: nothing behind a missing block is sent before it
+            }
+            let len = u64::from(block.len());
+            let parts_len = parts.len();
+            if len > budget || parts_len + 1 > parts_left {
+                break;
+            }
+            let conn = self.conns.get_mut(&id).expect("looked up above");
+            let Some(channel) = conn.channel_mut() else { return };
+            if channel.serve(block) {
+                conn.served.push_back(Served { block, parts });
+                budget -= len;
+                parts_left -= parts_len + 1;
+                self.counters.read_cache_bytes.add(len);
+            }
+        }
+        let conn = self.conns.get_mut(&id).expect("looked up above");
+        let spent = granted - budget;
+        conn.deficit -= spent;
+        self.bucket.spend(spent);
+        self.touched.insert(id);
+        let has_sent = spent > 0;
+        for extent in missing {
+            self.read_for(id, listing, &geometry, extent);
+        }
+        // What was begun comes back with the end of its send; otherwise a read wakes it.
+        if !has_sent && self.conns.get(&id).is_some_and(|conn| conn.deficit < QUANTUM) {
+            self.queue_upload(id);
+        }
+    }
+
+    /// Where the bytes of a block are in memory; extents that are not are added to `missing`.
+    fn cached_parts(
+        &mut self,
+        listing: ListingId,
+        geometry: &Geometry,
+        block: BlockRef,
+        missing: &mut Vec<ExtentIndex>,
+    ) -> Vec<(ringseed_sys::arena::Extent, usize, usize)> {
+        let mut parts = Vec::new();
+        for part in geometry.extent_parts(block) {
+            let key = ExtentKey { listing, extent: part.extent.get() };
+            match self.cache.get(key, block.piece().get()) {
+                Some(extent) => parts.push((extent, part.offset as usize, part.len as usize)),
+                None if missing.contains(&part.extent) => {}
+                None => missing.push(part.extent),
+            }
+        }
+        parts
+    }
+
+    /// Reads an extent for a connection, or lets it wait for the read under way.
+    fn read_for(
+        &mut self,
+        id: ConnId,
+        listing: ListingId,
+        geometry: &Geometry,
+        extent: ExtentIndex,
+    ) {
+        let key = ExtentKey { listing, extent: extent.get() };
+        if let Some(waiters) = self.reads.waiters.get_mut(&key) {
+            if !waiters.contains(&id) {
+                waiters.push(id);
+            }
+            return;
+        }
+        let Some(active) = self.active.get(&listing) else { return };
+        // Only what is on disk may be believed, never bytes under a write that has not ended.
+        let pieces: RunSet = geometry
+            .pieces_of_extent(extent)
+            .filter(|&piece| active.stored.get(piece))
+            .map(|piece| piece.get())
+            .collect();
+        if pieces.is_empty() {
+            // A long piece of which this extent is written and another is not: soon.
+            self.reads.starving.push(id);
+            return;
+        }
+        let Some(buf) = self.take_extent() else {
+            self.counters.arena_waits.add(1);
+            self.reads.starving.push(id);
+            return;
+        };
+        self.reads.waiters.insert(key, vec![id]);
+        self.read_extent(listing, geometry, extent, pieces, Class::Foreground, buf);
+    }
+
+    /// Starts to read an extent; pads become zeros.
+    pub(super) fn read_extent(
+        &mut self,
+        listing: ListingId,
+        geometry: &Geometry,
+        extent: ExtentIndex,
+        pieces: RunSet,
+        class: Class,
+        mut buf: ExtentMut,
+    ) {
+        let begin = geometry.extent_offset(extent);
+        let len = geometry.extent_len(extent);
+        let mut parts = Vec::new();
+        let mut at = 0;
+        for slice in geometry.slices(begin, u64::from(len)) {
+            let slice_len = slice.len as usize;
+            if slice.pad {
+                buf[at..at + slice_len].fill(0);
+            } else {
+                parts.push((slice.file.get(), slice.file_offset, at, slice_len));
+            }
+            at += slice_len;
+        }
+        parts.reverse();
+        self.next_job += 1;
+        let job = self.next_job;
+        self.jobs.insert(job, Job::Read(ReadJob { listing, extent, pieces, class, parts }));
+        self.read_next(job, buf);
+    }
+
+    /// Submits the next part of a read, or ends it.
+    fn read_next(&mut self, job: u64, buf: ExtentMut) {
+        let Some(Job::Read(read)) = self.jobs.get_mut(&job) else { return };
+        let (listing, class) = (read.listing, read.class);
+        match read.parts.last() {
+            Some(&(file, offset_bytes, start, len)) => {
+                let key = FileKey { listing, file };
+                let kind = TaskKind::Read { offset_bytes, buf, start, len };
+                self.disk_submit(DiskTask { key, class, job, kind });
+            }
+            None => {
+                let Some(Job::Read(read)) = self.jobs.remove(&job) else { return };
+                self.extent_read(read, Ok(buf));
+            }
+        }
+    }
+
+    /// A part of a read has ended.
+    pub(super) fn read_done(
+        &mut self,
+        _: FileKey,
+        job: u64,
+        result: io::Result<(usize, ReadPath)>,
+        buf: ExtentMut,
+    ) {
+        let Some(Job::Read(read)) = self.jobs.get_mut(&job) else { return };
+        let Some((.., wanted)) = read.parts.pop() else { return };
+        let error = match result {
+            Ok((len, path)) => {
+                let counter = match path {
+                    ReadPath::Direct => &self.counters.read_direct_bytes,
+                    ReadPath::PageCache | ReadPath::Buffered => {
+                        &self.counters.read_page_cache_bytes
+                    }
+                };
+                counter.add(len as u64);
+                if len == wanted {
+                    return self.read_next(job, buf);
+                }
+                io::Error::from(io::ErrorKind::UnexpectedEof)
+            }
+            Err(error) => error,
+        };
+        drop(buf);
+        let Some(Job::Read(read)) = self.jobs.remove(&job) else { return };
+        self.extent_read(read, Err(error));
+    }
+
+    /// An extent is read whole, or cannot be.
+    fn extent_read(&mut self, read: ReadJob, result: io::Result<ExtentMut>) {
+        if read.class == Class::Check {
+            self.check_read(read.listing, read.extent, result);
+            return;
+        }
+        let ReadJob { listing, extent, pieces, .. } = read;
+        let key = ExtentKey { listing, extent: extent.get() };
+        let waiters = self.reads.waiters.remove(&key).unwrap_or_default();
+        match result {
+            Ok(buf) => {
+                if self.active.contains_key(&listing) {
+                    self.cache.insert(key, buf.freeze(), pieces, false);
+                }
+            }
+            Err(error) => self.serving_read_failed(listing, pieces, &error),
+        }
+        waiters.into_iter().for_each(|id| self.queue_upload(id));
+    }
+
+    /// What should be on disk cannot be read: it is not had any more. It is read again by a check, and
+    /// fetched again if that fails as well.
+    fn serving_read_failed(&mut self, listing: ListingId, pieces: RunSet, error: &io::Error) {
+        tracing::error!(listing = listing.0, %error, "cannot read what was stored");
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            active.clear_have(piece);
+            active.requests.piece_lost(piece);
+        }
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        for id in conns {
+            let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
+                continue;
+            };
+            for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+                channel.send_dont_have(piece);
+            }
+            self.touched.insert(id);
+        }
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.journal().lost(slot, pieces.runs());
+        }
+        self.close_files_of(listing, false);
+        self.begin_check(listing, pieces);
+    }
+
+    /// Sends what the link has to say, if nothing is on its way.
+    pub(super) fn transmit(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.is_sending || !conn.link.has_output() {
+            return;
+        }
+        let mut list = std::mem::replace(&mut self.gather, GatherList::new(2, 1));
+        conn.link.poll_transmit(self.now, &mut list);
+        let payload = list.payload_bytes() as u64;
+        let mut buf = SendBuf { small: std::mem::take(&mut list.small), parts: Vec::new() };
+        for item in &list.items {
+            match *item {
+                GatherItem::Bytes { start, len } => buf.parts.push(SendPart::Small { start, len }),
+                GatherItem::Block { block, .. } => {
+                    let served = conn.served.pop_front().expect("served before it is sent");
+                    assert_eq!(served.block, block, "blocks go out as they were served");
+                    for (extent, start, len) in served.parts {
+                        buf.parts.push(SendPart::Extent { extent, start, len });
+                    }
+                }
+            }
+        }
+        assert!(buf.parts.len() <= SEND_PARTS_MAX, "{} parts", buf.parts.len());
+        self.gather = list;
+        if buf.parts.is_empty() {
+            return;
+        }
+        conn.is_sending = true;
+        let (sock, listing) = (conn.sock, conn.listing);
+        let flight = self.flights.insert(Flight::Send { conn: id, listing, payload });
+        self.out.push_back(Op::Send { id: flight, sock, buf });
+    }
+
+    /// Answer to [`Op::Send`].
+    pub(super) fn handle_sent(
+        &mut self,
+        id: ConnId,
+        listing: Option<ListingId>,
+        payload: u64,
+        result: io::Result<()>,
+        buf: SendBuf,
+    ) {
+        let len_bytes = buf.len_bytes() as u64;
+        drop(buf);
+        if let Err(error) = result {
+            self.close_conn(id, CloseReason::Network(error));
+            return;
+        }
+        self.counters.sent_bytes.add(len_bytes);
+        self.counters.payload_sent_bytes.add(payload);
+        if let Some(active) = listing.and_then(|listing| self.active.get_mut(&listing)) {
+            active.sent_bytes += payload;
+        }
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.is_sending = false;
+        conn.link.handle_transmitted(now);
+        self.touched.insert(id);
+        self.queue_upload(id);
+    }
+
+    /// Serves or chokes everybody.
+    pub(super) fn set_serving(&mut self, serving: bool) {
+        self.is_serving = serving;
+        let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+        for id in ids {
+            if let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) {
+                channel.set_choking(!serving);
+                self.touched.insert(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! From verified to written: extents go to the disk in runs of files, and are served meanwhile.
+
+use std::io;
+
+use ringseed_core::bitfield::Bitfield;
+use ringseed_core::geometry::{ExtentIndex, PieceIndex};
+use ringseed_sys::arena::ExtentMut;
+
+use super::cache::ExtentKey;
+use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
+use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
+use super::timers::Timer;
+use super::{Job, Shard};
+use crate::api::{Event, ListingError, ListingId, WaitReason};
+use crate::io::OpenMode;
+use crate::store::RunSet;
+
+/// An extent on its way to the disk.
+#[derive(Debug)]
+pub(super) struct WriteJob {
+    pub listing: ListingId,
+    pub extent: ExtentIndex,
+    /// Verified pieces in it.
+    pub pieces: RunSet,
+    /// Name of its entry in the cache, pinned until the write has ended.
+    pub cached: u64,
+    /// Parts of files that are not written yet.
+    pub left: usize,
+}
+
+impl Shard {
+    /// A piece is verified, in memory or on disk: tell what depends on it.
+    pub(super) fn piece_verified(&mut self, listing: ListingId, piece: PieceIndex) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        active.requests.piece_done(piece);
+        active.unannounced.insert(piece.get());
+        let extents = geometry.extents_of_piece(piece).len() as u32;
+        active.writing.insert(piece.get(), extents);
+        let done = active.assembler.finish(&geometry, piece, &active.have);
+        self.filling -= done.len();
+        for (extent, bytes) in done {
+            self.store_extent(listing, extent, bytes);
+        }
+    }
+
+    /// Freezes an extent of verified pieces: from here on it is served, and written.
+    pub(super) fn store_extent(
+        &mut self,
+        listing: ListingId,
+        extent: ExtentIndex,
+        bytes: ExtentMut,
+    ) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        let pieces: RunSet = geometry
+            .pieces_of_extent(extent)
+            .filter(|&piece| active.have.get(piece) && !active.stored.get(piece))
+            .map(PieceIndex::get)
+            .collect();
+        let frozen = bytes.freeze();
+        let key = ExtentKey { listing, extent: extent.get() };
+        let cached = self.cache.insert(key, frozen.clone(), pieces.clone(), true);
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.journal().intent(slot, pieces.runs());
+        }
+        let begin = geometry.extent_offset(extent);
+        let end = begin + u64::from(geometry.extent_len(extent));
+        self.next_job += 1;
+        let job = self.next_job;
+        let mut tasks = Vec::new();
+        for (first, count) in pieces.runs() {
+            let piece = geometry.piece(first).expect("a piece of the extent");
+            let last = geometry.piece(first + count - 1).expect("a piece of the extent");
+            let from = geometry.piece_offset(piece).max(begin);
+            let to = (geometry.piece_offset(last) + u64::from(geometry.piece_len(last))).min(end);
+            let mut at = from;
+            for slice in geometry.slices(from, to - from) {
+                if !slice.pad {
+                    let key = FileKey { listing, file: slice.file.get() };
+                    let kind = TaskKind::Write {
+                        offset_bytes: slice.file_offset,
+                        buf: frozen.clone(),
+                        start: (at - begin) as usize,
+                        len: slice.len as usize,
+                    };
+                    tasks.push(DiskTask { key, class: Class::Foreground, job, kind });
+                }
+                at += slice.len;
+            }
+        }
+        let left = tasks.len();
+        self.jobs.insert(
+            job,
+            Job::Write(WriteJob { listing, extent, pieces: pieces.clone(), cached, left }),
+        );
+        for task in tasks {
+            self.disk_submit(task);
+        }
+        self.announce(listing, &pieces);
+        if left == 0 {
+            self.extent_written(job);
+        }
+        self.send_touches(listing);
+        self.look_whether_complete(listing);
+    }
+
+    /// Says to every peer which pieces can be had here now.
+    pub(super) fn announce(&mut self, listing: ListingId, pieces: &RunSet) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        let news: Vec<PieceIndex> = pieces
+            .iter()
+            .filter(|piece| active.unannounced.remove(piece))
+            .filter_map(|piece| geometry.piece(piece).ok())
+            .collect();
+        let conns: Vec<_> = active.conns.iter().copied().collect();
+        for id in conns {
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            let Some(channel) = conn.channel_mut() else { continue };
+            for &piece in &news {
+                if !channel.peer_has().is_some_and(|has| has.get(piece)) {
+                    channel.send_have(piece);
+                }
+            }
+            self.touched.insert(id);
+        }
+    }
+
+    /// Creates the empty files of a listing: nobody sends a block of them.
+    pub(super) fn send_touches(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.are_touches_sent || !active.place.is_owned() {
+            return;
+        }
+        active.are_touches_sent = true;
+        let Some(metainfo) = active.metainfo.clone() else { return };
+        let empty = |file: &ringseed_core::metainfo::FileEntry| !file.pad && file.len_bytes == 0;
+        let files = metainfo.info().files().iter().enumerate();
+        let files: Vec<u32> =
+            files.filter(|(_, file)| empty(file)).map(|(at, _)| at as u32).collect();
+        active.touches_left = files.len() as u32;
+        for file in files {
+            self.next_job += 1;
+            let job = self.next_job;
+            self.jobs.insert(job, Job::Touch(listing));
+            let key = FileKey { listing, file };
+            self.disk_submit(DiskTask {
+                key,
+                class: Class::Foreground,
+                job,
+                kind: TaskKind::Touch,
+            });
+        }
+    }
+
+    /// How a file of a listing is opened now.
+    pub(super) fn open_spec(&self, key: FileKey) -> Option<OpenSpec> {
+        let active = self.active.get(&key.listing)?;
+        let path = active.file_path(key.file)?;
+        let geometry = active.geometry()?;
+        let len_bytes = geometry.file_len(geometry.file(key.file).ok()?);
+        let is_written = active.place.is_owned()
+            && active.stage == Stage::Running
+            && (!active.stored.is_full() || active.touches_left > 0);
+        let mode = if is_written { OpenMode::Write } else { OpenMode::Read };
+        Some(OpenSpec { root: active.root.clone(), path, mode, len_bytes })
+    }
+
+    /// A disk task has ended; its job decides what follows.
+    pub(super) fn task_done(&mut self, key: FileKey, job: u64, done: TaskDone) {
+        match done {
+            TaskDone::Read(result, buf) => self.read_done(key, job, result, buf),
+            TaskDone::Wrote(Ok(_)) => self.write_done(job),
+            TaskDone::Wrote(Err((error, task))) => {
+                if let Some(active) = self.active.get_mut(&key.listing) {
+                    active.parked.push(task);
+                    self.disk_failed(key.listing, &error);
+                }
+            }
+        }
+    }
+
+    fn write_done(&mut self, job: u64) {
+        match self.jobs.get_mut(&job) {
+            Some(Job::Write(write)) => {
+                write.left -= 1;
+                if write.left == 0 {
+                    self.extent_written(job);
+                }
+            }
+            Some(Job::Touch(listing)) => {
+                let listing = *listing;
+                self.jobs.remove(&job);
+                if let Some(active) = self.active.get_mut(&listing) {
+                    active.touches_left -= 1;
+                    self.commit.is_urgent |= active.touches_left == 0 && active.is_complete();
+                }
+                self.look_whether_complete(listing);
+            }
+            _ => {}
+        }
+    }
+
+    fn extent_written(&mut self, job: u64) {
+        let Some(Job::Write(write)) = self.jobs.remove(&job) else { return };
+        let WriteJob { listing, extent, pieces, cached, .. } = write;
+        self.cache.unpin(ExtentKey { listing, extent: extent.get() }, cached);
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        // A write that went through shows that the disk is well again.
+        active.wait_for = WAIT_MIN;
+        let mut written = Vec::new();
+        for piece in pieces.iter() {
+            let Some(left) = active.writing.get_mut(&piece) else { continue };
+            *left -= 1;
+            if *left == 0 {
+                active.writing.remove(&piece);
+                let piece = geometry.piece(piece).expect("a piece of the extent");
+                active.stored.set(piece);
+                written.push(piece);
+            }
+        }
+        for piece in written {
+            self.commit_piece(listing, piece.get(), u64::from(geometry.piece_data_len(piece)));
+        }
+        self.look_whether_complete(listing);
+    }
+
+    /// Commits at once when the last piece of a listing is written, and tells when it is durable.
+    pub(super) fn look_whether_complete(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.stage != Stage::Running || !active.is_complete() || active.touches_left > 0 {
+            return;
+        }
+        if active.place.is_owned() && !active.are_touches_sent {
+            self.send_touches(listing);
+            return self.look_whether_complete(listing);
+        }
+        if active.durable.is_full() && !active.is_complete_told {
+            active.is_complete_told = true;
+            tracing::info!(listing = listing.0, bytes = active.have_bytes, "listing complete");
+            self.tell(Event::Complete { id: listing });
+            self.listing_is_whole(listing);
+        } else if active.stored.is_full() && !active.durable.is_full() {
+            self.commit.is_urgent = true;
+        }
+    }
+
+    /// A batch is durable.
+    pub(super) fn pieces_are_durable(&mut self, listing: ListingId, pieces: &RunSet) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            // It may have been lost since.
+            if active.stored.get(piece) {
+                active.durable.set(piece);
+            }
+        }
+        self.look_whether_complete(listing);
+    }
+
+    /// A sync failed: what these pieces are on disk nobody knows. Read them back, past the cache.
+    pub(super) fn pieces_are_unknown(&mut self, listing: ListingId, pieces: RunSet) {
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.journal().lost(slot, pieces.runs());
+        }
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            active.clear_have(piece);
+            for extent in geometry.extents_of_piece(piece) {
+                self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
+            }
+        }
+        self.close_files_of(listing, false);
+        self.begin_check(listing, pieces);
+    }
+
+    /// The disk refused an operation: wait with this listing, seed on, try again.
+    pub(super) fn disk_failed(&mut self, listing: ListingId, error: &io::Error) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(
+                rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR | rustix::io::Errno::ISDIR,
+            ) => {
+                let path = active.place.folder().display().to_string();
+                let error = ListingError::Path { path, reason: error.to_string() };
+                self.fail_listing(listing, error);
+                return;
+            }
+            _ => {}
+        }
+        if active.wait.is_some() {
+            return;
+        }
+        let is_full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let reason =
+            if is_full { WaitReason::DiskFull } else { WaitReason::DiskError(error.to_string()) };
+        tracing::warn!(listing = listing.0, %error, "listing waits for its disk");
+        active.wait = Some(reason);
+        let wait_for = active.wait_for;
+        active.wait_for = (wait_for * 2).min(WAIT_MAX);
+        self.timers.set(self.now + wait_for, Timer::Resume(listing));
+    }
+
+    /// The wait is over: the parked operations are tried again.
+    pub(super) fn resume_listing(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if active.wait.take().is_none() {
+            return;
+        }
+        for task in std::mem::take(&mut active.parked) {
+            self.disk_submit(task);
+        }
+        let conns: Vec<_> = self.active[&listing].conns.iter().copied().collect();
+        self.touched.extend(conns);
+        self.begin_stage(listing);
+    }
+
+    /// Gives a listing up. What is had is not served either: it is not what it should be.
+    pub(super) fn fail_listing(&mut self, listing: ListingId, error: ListingError) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        if matches!(active.stage, Stage::Failed(_)) {
+            return;
+        }
+        tracing::error!(listing = listing.0, %error, "listing failed");
+        active.stage = Stage::Failed(error.clone());
+        active.have = Bitfield::new(active.have.piece_count());
+        active.have_bytes = 0;
+        active.check = None;
+        let conns: Vec<_> = active.conns.iter().copied().collect();
+        for id in conns {
+            self.close_conn(id, super::peer::CloseReason::Gone);
+        }
+        self.hashing.forget(listing);
+        self.tell(Event::Failed { id: listing, error });
+    }
+}
