@@ -12,14 +12,18 @@ pub mod channel;
 pub mod error;
 pub mod extension;
 pub mod handshake;
+pub mod hashes;
 pub mod link;
 pub mod message;
+pub mod metadata;
 pub mod plan;
 
 pub use channel::{Channel, ChannelConfig, ChannelEvent, Kept};
 pub use error::{Blame, LinkError};
 pub use extension::ExtendedHandshake;
 pub use handshake::{Handshake, PeerId, Reserved, WireId};
+pub use hashes::HashFetch;
 pub use link::{Link, LinkConfig, LinkEvent};
 pub use message::HashRequest;
+pub use metadata::MetadataFetch;
 pub use plan::{ChannelId, GatherItem, GatherList, Landed, PlanSlot, ReceivePlan};

@@ -1,0 +1,360 @@
+//! Fetching hashes of files' trees (BEP 52): whole layers, to complete a torrent that was found by
+//! its infohash, and the leaves of single pieces, so that each block can be judged as it comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+
+use super::message::HashRequest;
+use crate::merkle::{ASKED_MAX, Hash, HashRange, MerkleError, TreeShape};
+use crate::swarm::PeerKey;
+
+/// What a peer did wrong.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum HashesError {
+    /// The peer was not asked for these, or they are here already.
+    #[error("hashes that this peer was not asked for")]
+    NotAsked,
+    /// The hashes are false.
+    #[error("false hashes")]
+    False(#[from] MerkleError),
+}
+
+/// Hashes that lead to a known one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Root of the file's tree.
+    pub pieces_root: Hash,
+    /// Layer of the hashes; 0 are the leaves.
+    pub base_layer: u32,
+    /// Position of the first hash in its layer.
+    pub first: u32,
+    /// The hashes, without padding and proof.
+    pub hashes: Vec<Hash>,
+    /// The whole layer, if these completed one that was asked for by [`HashFetch::want_layer`].
+    pub layer: Option<Vec<Hash>>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    shape: TreeShape,
+    range: HashRange,
+    asked: Option<PeerKey>,
+    /// Peers that have refused it or sent it false.
+    refused: Vec<PeerKey>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    chunks: BTreeMap<u32, Vec<Hash>>,
+    missing: u32,
+}
+
+/// Which hashes are still to be fetched, and who was asked.
+#[derive(Debug, Default)]
+pub struct HashFetch {
+    chunks: BTreeMap<HashRequest, Chunk>,
+    /// Those that nobody is asked for.
+    idle: BTreeSet<HashRequest>,
+    layers: BTreeMap<(Hash, u32), Layer>,
+}
+
+impl HashFetch {
+    /// Nothing is wanted yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Wants a whole layer of the file whose tree has this root and shape; its parts are proven up to
+    /// the root. Nothing happens if the layer is the root itself, or is wanted already.
+    pub fn want_layer(&mut self, pieces_root: Hash, shape: TreeShape, base_layer: u32) {
+        let key = (pieces_root, base_layer);
+        if base_layer >= shape.layer_count() || self.layers.contains_key(&key) {
+            return;
+        }
+        let count = shape.node_count(base_layer);
+        let mut missing = 0;
+        for first in (0..count).step_by(ASKED_MAX as usize) {
+            // A power of two, as BEP 52 wants, and at least two; the padded layer has room for it.
+            let length = (count - first).min(ASKED_MAX.into()).next_power_of_two().max(2) as u32;
+            // A layer has at most 2^32 nodes, so the index of one fits.
+            let range = HashRange::to_root(shape, base_layer, first as u32, length);
+            self.add(pieces_root, shape, range.expect("a range of this tree"));
+            missing += 1;
+        }
+        self.layers.insert(key, Layer { chunks: BTreeMap::new(), missing });
+    }
+
+    /// Wants the leaves of one piece of a file, proven up to the piece layer, or up to the root where
+    /// that is lower. `piece_in_file` counts the file's pieces from 0.
+    pub fn want_leaves(
+        &mut self,
+        pieces_root: Hash,
+        shape: TreeShape,
+        piece_layer: u32,
+        piece_in_file: u32,
+    ) {
+        let top = piece_layer.min(shape.layer_count());
+        if top == 0 {
+            return; // the leaf is the piece's hash, or the root
+        }
+        let piece_leaves = 1_u64 << top;
+        let begin = u64::from(piece_in_file) << piece_layer;
+        let end = shape.leaf_count().min(begin + piece_leaves);
+        let length = piece_leaves.min(ASKED_MAX.into()) as u32;
+        for first in (begin..end).step_by(length as usize) {
+            let range = HashRange::new(shape, 0, first as u32, length, top - 1);
+            self.add(pieces_root, shape, range.expect("a range of this tree"));
+        }
+    }
+
+    fn add(&mut self, pieces_root: Hash, shape: TreeShape, range: HashRange) {
+        let request = HashRequest {
+            pieces_root,
+            base_layer: range.base_layer(),
+            index: range.index(),
+            length: range.length(),
+            proof_layers: range.proof_layers(),
+        };
+        self.chunks.entry(request).or_insert_with(|| {
+            self.idle.insert(request);
+            Chunk { shape, range, asked: None, refused: Vec::new() }
+        });
+    }
+
+    /// Whether all that was wanted is here.
+    pub fn is_complete(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Whether a peer may still have something of what is wanted.
+    pub fn wants_from(&self, peer: PeerKey) -> bool {
+        self.chunks.values().any(|chunk| !chunk.refused.contains(&peer))
+    }
+
+    /// What to ask a peer for; call until `None` or until its channel takes no more.
+    pub fn next_request(&mut self, peer: PeerKey) -> Option<HashRequest> {
+        let willing = |request: &&HashRequest| !self.chunks[*request].refused.contains(&peer);
+        let request = *self.idle.iter().find(willing)?;
+        self.idle.remove(&request);
+        self.chunks.get_mut(&request).expect("idle chunks are chunks").asked = Some(peer);
+        Some(request)
+    }
+
+    /// Hashes came. `known(root, layer, index)` gives nodes of the piece layer that are known; the
+    /// root itself need not be looked up.
+    ///
+    /// # Errors
+    /// [`HashesError`] when the peer is at fault; another one will be asked.
+    pub fn handle_hashes(
+        &mut self,
+        peer: PeerKey,
+        request: &HashRequest,
+        hashes: &[Hash],
+        known: impl FnOnce(&Hash, u32, u64) -> Option<Hash>,
+    ) -> Result<Verified, HashesError> {
+        let chunk = self.chunks.get(request).filter(|chunk| chunk.asked == Some(peer));
+        let chunk = chunk.ok_or(HashesError::NotAsked)?;
+        let (shape, range) = (chunk.shape, chunk.range);
+        let (layer, index) = range.anchor();
+        let anchor = if layer == shape.layer_count() {
+            Some(request.pieces_root)
+        } else {
+            known(&request.pieces_root, layer, index)
+        };
+        let Some(anchor) = anchor else {
+            // We have lost what it leads to: no fault of the peer.
+            self.release(*request, None);
+            return Err(HashesError::NotAsked);
+        };
+        if let Err(error) = range.check(shape, hashes, &anchor) {
+            self.release(*request, Some(peer));
+            return Err(error.into());
+        }
+        self.chunks.remove(request);
+        let known_count = shape.node_count(request.base_layer) - u64::from(request.index);
+        let count = known_count.min(request.length.into()) as usize;
+        let hashes = hashes[..count].to_vec();
+        let key = (request.pieces_root, request.base_layer);
+        let mut layer = None;
+        let leads_to_root = range.anchor().0 == shape.layer_count();
+        if let Some(wanted) = self.layers.get_mut(&key).filter(|_| leads_to_root)
+            && wanted.chunks.insert(request.index, hashes.clone()).is_none()
+        {
+            wanted.missing -= 1;
+            if wanted.missing == 0 {
+                let parts = self.layers.remove(&key).expect("looked up above").chunks;
+                layer = Some(parts.into_values().flatten().collect());
+            }
+        }
+        let HashRequest { pieces_root, base_layer, index: first, .. } = *request;
+        Ok(Verified { pieces_root, base_layer, first, hashes, layer })
+    }
+
+    /// A peer will not send these hashes.
+    pub fn handle_rejected(&mut self, peer: PeerKey, request: &HashRequest) {
+        if self.chunks.get(request).is_some_and(|chunk| chunk.asked == Some(peer)) {
+            self.release(*request, Some(peer));
+        }
+    }
+
+    /// A peer is gone, or takes too long: others are asked.
+    pub fn remove_peer(&mut self, peer: PeerKey) {
+        for (&request, chunk) in &mut self.chunks {
+            chunk.refused.retain(|&other| other != peer);
+            if chunk.asked == Some(peer) {
+                chunk.asked = None;
+                self.idle.insert(request);
+            }
+        }
+    }
+
+    fn release(&mut self, request: HashRequest, refused_by: Option<PeerKey>) {
+        if let Some(chunk) = self.chunks.get_mut(&request) {
+            chunk.asked = None;
+            chunk.refused.extend(refused_by);
+            self.idle.insert(request);
+        }
+    }
+}
+
+/// Checks a hash request of a peer against the tree of the file that it names; what passes is
+/// answered by [`UpperTree::answer`](crate::merkle::UpperTree::answer), at most 8192 hashes.
+///
+/// # Errors
+/// [`MerkleError`]: reject it.
+pub fn check_request(request: &HashRequest, shape: TreeShape) -> Result<HashRange, MerkleError> {
+    let HashRequest { base_layer, index, length, proof_layers, .. } = *request;
+    HashRange::new(shape, base_layer, index, length, proof_layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merkle::{UpperTree, piece_layer_from_leaves, root_from_leaves};
+
+    const A: PeerKey = PeerKey(1);
+    const B: PeerKey = PeerKey(2);
+    /// Pieces of 64 KiB: four leaves each.
+    const PIECE_LAYER: u32 = 2;
+
+    struct File {
+        leaves: Vec<Hash>,
+        shape: TreeShape,
+        tree: UpperTree,
+        root: Hash,
+    }
+
+    fn file(leaf_count: u64) -> File {
+        let leaf = |i: u64| std::array::from_fn(|byte| (i >> (byte % 8)) as u8 ^ byte as u8);
+        let leaves: Vec<Hash> = (0..leaf_count).map(leaf).collect();
+        let shape = TreeShape::of_file(leaf_count * 16_384).unwrap();
+        let root = root_from_leaves(&leaves);
+        let base = PIECE_LAYER.min(shape.layer_count());
+        let layer = piece_layer_from_leaves(&leaves, base);
+        let tree = UpperTree::new(shape, base, &layer, &root).unwrap();
+        File { leaves, shape, tree, root }
+    }
+
+    fn answer(file: &File, request: &HashRequest) -> Vec<Hash> {
+        let range = check_request(request, file.shape).unwrap();
+        let leaves = |first: u64, count: usize| {
+            Some(file.leaves[first as usize..first as usize + count].to_vec())
+        };
+        file.tree.answer(range, leaves).unwrap()
+    }
+
+    #[test]
+    fn a_piece_layer_is_fetched_in_parts_from_two_peers() {
+        for leaf_count in [5, 8, 2049, 5000] {
+            let file = file(leaf_count);
+            let mut fetch = HashFetch::new();
+            fetch.want_layer(file.root, file.shape, PIECE_LAYER);
+            let mut layer = None;
+            for peer in [A, B].into_iter().cycle() {
+                let Some(request) = fetch.next_request(peer) else {
+                    break;
+                };
+                assert!(request.length <= ASKED_MAX && request.length.is_power_of_two());
+                let hashes = answer(&file, &request);
+                let none = |_: &Hash, _: u32, _: u64| None;
+                let verified = fetch.handle_hashes(peer, &request, &hashes, none).unwrap();
+                layer = verified.layer;
+            }
+            assert!(fetch.is_complete());
+            assert_eq!(layer.unwrap(), piece_layer_from_leaves(&file.leaves, PIECE_LAYER));
+        }
+    }
+
+    #[test]
+    fn leaves_of_a_piece_lead_to_its_hash_in_the_piece_layer() {
+        for leaf_count in [2, 3, 4, 5, 30, 5000] {
+            let file = file(leaf_count);
+            let mut fetch = HashFetch::new();
+            let pieces = leaf_count.div_ceil(4) as u32;
+            (0..pieces).for_each(|piece| {
+                fetch.want_leaves(file.root, file.shape, PIECE_LAYER, piece);
+            });
+            let mut leaves = vec![[0; 32]; leaf_count as usize];
+            while let Some(request) = fetch.next_request(A) {
+                let hashes = answer(&file, &request);
+                let known =
+                    |_: &Hash, layer: u32, index: u64| file.tree.node(layer, index).copied();
+                let verified = fetch.handle_hashes(A, &request, &hashes, known).unwrap();
+                let first = verified.first as usize;
+                leaves[first..first + verified.hashes.len()].copy_from_slice(&verified.hashes);
+            }
+            assert!(fetch.is_complete());
+            assert!(leaves == file.leaves, "{leaf_count} leaves");
+        }
+    }
+
+    #[test]
+    fn false_or_refused_hashes_are_asked_of_another_peer() {
+        let file = file(40);
+        let mut fetch = HashFetch::new();
+        fetch.want_layer(file.root, file.shape, PIECE_LAYER);
+        let none = |_: &Hash, _: u32, _: u64| None;
+        let request = fetch.next_request(A).unwrap();
+        let mut hashes = answer(&file, &request);
+        assert_eq!(fetch.handle_hashes(B, &request, &hashes, none), Err(HashesError::NotAsked));
+        hashes[1][0] ^= 1;
+        assert!(matches!(
+            fetch.handle_hashes(A, &request, &hashes, none),
+            Err(HashesError::False(_))
+        ));
+        assert_eq!(fetch.next_request(A), None);
+        assert_eq!(fetch.next_request(B), Some(request));
+        fetch.handle_rejected(B, &request);
+        assert!(!fetch.wants_from(B));
+        assert_eq!(fetch.next_request(B), None);
+        let third = PeerKey(3);
+        assert_eq!(fetch.next_request(third), Some(request));
+        fetch.remove_peer(third);
+        assert_eq!(fetch.next_request(PeerKey(4)), Some(request));
+    }
+
+    #[test]
+    fn requests_that_fit_no_tree_are_refused() {
+        let file = file(40);
+        let good = HashRequest {
+            pieces_root: file.root,
+            base_layer: 0,
+            index: 0,
+            length: 4,
+            proof_layers: 5,
+        };
+        assert!(check_request(&good, file.shape).is_ok());
+        for bad in [
+            HashRequest { base_layer: 6, ..good },
+            HashRequest { length: 0, ..good },
+            HashRequest { length: 16_384, ..good },
+            HashRequest { index: 2, ..good },
+            HashRequest { index: 64, ..good },
+            HashRequest { index: u32::MAX, length: 1, ..good },
+            HashRequest { proof_layers: 6, ..good },
+        ] {
+            assert!(check_request(&bad, file.shape).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Fetching an info dict from peers (BEP 9), and serving it.
+//!
+//! Peers say how long the info dict is, and may lie; nothing is allocated by their number but as
+//! pieces arrive. The whole is judged by its hash alone. Pieces of several peers are mixed at first;
+//! if the whole is wrong, one peer at a time must bring all of it, so that a liar stands alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+
+use crate::swarm::PeerKey;
+
+/// Longest info dict that is fetched, in bytes: two million pieces of 20 bytes, and the names.
+pub const METADATA_LEN_MAX: u32 = 48 << 20;
+/// Length of every piece of the info dict but the last, in bytes (BEP 9).
+pub const METADATA_PIECE_LEN: u32 = 16 * 1024;
+/// Requests outstanding with one peer.
+const PIPELINE: usize = 4;
+/// So often may a peer have taken part in a wrong whole.
+const FAILURES_MAX: u32 = 3;
+
+/// What a peer did wrong.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum MetadataError {
+    /// Longer than any info dict that we take.
+    #[error("info dict of {len_bytes} bytes is longer than {METADATA_LEN_MAX}")]
+    TooLong {
+        /// What the peer says, in bytes.
+        len_bytes: u32,
+    },
+    /// A piece that the peer was not asked for.
+    #[error("piece {index} of the info dict was not asked for")]
+    NotAsked {
+        /// Which.
+        index: u32,
+    },
+    /// The peer names another total than before, or a piece has not its length.
+    #[error("piece {index} of the info dict has a wrong length")]
+    WrongLen {
+        /// Which.
+        index: u32,
+    },
+    /// All of the info dict came from this peer, and its hash is wrong.
+    #[error("info dict has the wrong hash")]
+    WrongHash,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    len_bytes: Option<u32>,
+    failures: u32,
+    /// It rejects, or has lied: not asked any more.
+    useless: bool,
+}
+
+#[derive(Debug)]
+struct Assembly {
+    len_bytes: u32,
+    pieces: Vec<Option<(PeerKey, Vec<u8>)>>,
+    asked: BTreeMap<u32, PeerKey>,
+    /// Only this peer is asked, since a mixed whole was wrong.
+    alone: Option<PeerKey>,
+}
+
+/// Assembles one info dict.
+#[derive(Debug, Default)]
+pub struct MetadataFetch {
+    sources: BTreeMap<PeerKey, Source>,
+    assembly: Option<Assembly>,
+    mistrust: bool,
+}
+
+impl MetadataFetch {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A peer says that it serves the info dict and how long it is (BEP 9, `metadata_size`).
+    ///
+    /// # Errors
+    /// [`MetadataError::TooLong`].
+    pub fn handle_len(&mut self, peer: PeerKey, len_bytes: u32) -> Result<(), MetadataError> {
+        if len_bytes > METADATA_LEN_MAX {
+            return Err(MetadataError::TooLong { len_bytes });
+        }
+        self.sources.entry(peer).or_default().len_bytes = Some(len_bytes).filter(|&len| len > 0);
+        Ok(())
+    }
+
+    /// What to ask a peer for now, if anything; call until `None`.
+    pub fn next_request(&mut self, peer: PeerKey) -> Option<u32> {
+        let source = self.sources.get(&peer).filter(|source| !source.useless)?;
+        let len_bytes = source.len_bytes?;
+        let mistrust = self.mistrust;
+        let assembly = self.assembly.get_or_insert_with(|| Assembly {
+            len_bytes,
+            pieces: Vec::new(),
+            asked: BTreeMap::new(),
+            alone: mistrust.then_some(peer),
+        });
+        let in_flight = assembly.asked.values().filter(|&&other| other == peer).count();
+        let excluded = assembly.alone.is_some_and(|alone| alone != peer);
+        if assembly.len_bytes != len_bytes || excluded || in_flight >= PIPELINE {
+            return None;
+        }
+        let wanted = |index: &u32| {
+            let here = assembly.pieces.get(*index as usize).is_some_and(Option::is_some);
+            !here && !assembly.asked.contains_key(index)
+        };
+        let index = (0..piece_count(len_bytes)).find(wanted)?;
+        assembly.asked.insert(index, peer);
+        Some(index)
+    }
+
+    /// A piece came. `verify` judges the whole by its hash; `Some` is the verified info dict.
+    ///
+    /// # Errors
+    /// [`MetadataError`] when the peer is at fault; it is not asked again.
+    pub fn handle_piece(
+        &mut self,
+        peer: PeerKey,
+        index: u32,
+        total_len_bytes: u32,
+        data: Vec<u8>,
+        verify: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<Vec<u8>>, MetadataError> {
+        let not_asked = MetadataError::NotAsked { index };
+        let assembly = self.assembly.as_mut().ok_or(not_asked)?;
+        if assembly.asked.get(&index) != Some(&peer) {
+            return Err(not_asked);
+        }
+        assembly.asked.remove(&index);
+        let right_len = piece_len(assembly.len_bytes, index) as usize == data.len();
+        if total_len_bytes != assembly.len_bytes || !right_len {
+            self.refuse(peer);
+            return Err(MetadataError::WrongLen { index });
+        }
+        // Grows with what has come, not with what was said.
+        if assembly.pieces.len() <= index as usize {
+            assembly.pieces.resize_with(index as usize + 1, || None);
+        }
+        assembly.pieces[index as usize] = Some((peer, data));
+        let whole = assembly.pieces.len() == piece_count(assembly.len_bytes) as usize
+            && assembly.pieces.iter().all(Option::is_some);
+        if !whole {
+            return Ok(None);
+        }
+        let pieces = self.assembly.take().expect("looked up above").pieces;
+        let (senders, parts): (BTreeSet<_>, Vec<_>) = pieces.into_iter().flatten().unzip();
+        let bytes = parts.concat();
+        if verify(&bytes) {
+            return Ok(Some(bytes));
+        }
+        self.mistrust = true;
+        for sender in &senders {
+            if let Some(source) = self.sources.get_mut(sender) {
+                source.failures += 1;
+                source.useless |= senders.len() == 1 || source.failures >= FAILURES_MAX;
+            }
+        }
+        if senders.len() == 1 { Err(MetadataError::WrongHash) } else { Ok(None) }
+    }
+
+    /// A peer will not send what it was asked for.
+    pub fn handle_rejected(&mut self, peer: PeerKey, index: u32) {
+        let asked = self.assembly.as_ref().and_then(|assembly| assembly.asked.get(&index));
+        if asked == Some(&peer) {
+            self.refuse(peer);
+        }
+    }
+
+    /// A peer is gone, or takes too long.
+    pub fn remove_peer(&mut self, peer: PeerKey) {
+        self.refuse(peer);
+        self.sources.remove(&peer);
+    }
+
+    fn refuse(&mut self, peer: PeerKey) {
+        if let Some(source) = self.sources.get_mut(&peer) {
+            source.useless = true;
+        }
+        let Some(assembly) = &mut self.assembly else {
+            return;
+        };
+        assembly.asked.retain(|_, &mut other| other != peer);
+        let same_len =
+            |source: &Source| !source.useless && source.len_bytes == Some(assembly.len_bytes);
+        // Nobody is left who could finish it: whoever comes next begins anew, with its own length.
+        if assembly.alone == Some(peer) || !self.sources.values().any(same_len) {
+            self.assembly = None;
+        }
+    }
+}
+
+/// The piece of an info dict that a peer asks for; `None` past its end: reject.
+pub fn metadata_piece(info: &[u8], index: u32) -> Option<&[u8]> {
+    let start = (index as usize).checked_mul(METADATA_PIECE_LEN as usize)?;
+    let rest = info.get(start..).filter(|rest| !rest.is_empty())?;
+    Some(&rest[..rest.len().min(METADATA_PIECE_LEN as usize)])
+}
+
+fn piece_count(len_bytes: u32) -> u32 {
+    len_bytes.div_ceil(METADATA_PIECE_LEN)
+}
+
+fn piece_len(len_bytes: u32, index: u32) -> u32 {
+    (len_bytes - index * METADATA_PIECE_LEN).min(METADATA_PIECE_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerKey = PeerKey(1);
+    const B: PeerKey = PeerKey(2);
+
+    fn info() -> Vec<u8> {
+        (0..100_000_u32).map(|i| (i * 7 / 3) as u8).collect()
+    }
+
+    fn fetch(lens: &[(PeerKey, u32)]) -> MetadataFetch {
+        let mut fetch = MetadataFetch::new();
+        lens.iter().for_each(|&(peer, len)| fetch.handle_len(peer, len).unwrap());
+        fetch
+    }
+
+    /// Peers answer in turn, `liar` with a flipped bit.
+    fn run(fetch: &mut MetadataFetch, peers: &[PeerKey], liar: Option<PeerKey>) -> Option<Vec<u8>> {
+        let whole = info();
+        for _ in 0..100 {
+            for &peer in peers {
+                let Some(index) = fetch.next_request(peer) else {
+                    continue;
+                };
+                let mut data = metadata_piece(&whole, index).unwrap().to_vec();
+                data[0] ^= u8::from(liar == Some(peer));
+                let verify = |bytes: &[u8]| bytes == whole;
+                let len = whole.len() as u32;
+                match fetch.handle_piece(peer, index, len, data, verify) {
+                    Ok(None) => {}
+                    Ok(done) => return done,
+                    Err(error) => assert_eq!((Some(peer), error), (liar, MetadataError::WrongHash)),
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn pieces_of_several_peers_make_one_info_dict() {
+        let len = info().len() as u32;
+        let mut fetch = fetch(&[(A, len), (B, len)]);
+        assert_eq!(run(&mut fetch, &[A, B], None), Some(info()));
+    }
+
+    #[test]
+    fn a_liar_among_honest_peers_is_found_and_left_out() {
+        let len = info().len() as u32;
+        let mut fetch = fetch(&[(A, len), (B, len)]);
+        assert_eq!(run(&mut fetch, &[B, A], Some(A)), Some(info()));
+        assert!(fetch.sources[&A].useless && !fetch.sources[&B].useless);
+    }
+
+    #[test]
+    fn a_false_length_costs_nothing_and_gives_way_to_the_right_one() {
+        let len = info().len() as u32;
+        let mut fetch = fetch(&[(A, METADATA_LEN_MAX), (B, len)]);
+        let too_long = METADATA_LEN_MAX + 1;
+        assert_eq!(
+            fetch.handle_len(PeerKey(3), too_long),
+            Err(MetadataError::TooLong { len_bytes: too_long })
+        );
+        assert_eq!(fetch.next_request(A), Some(0));
+        assert_eq!(fetch.next_request(B), None, "one length at a time");
+        assert!(fetch.assembly.as_ref().unwrap().pieces.is_empty());
+        fetch.handle_rejected(A, 0);
+        assert_eq!(run(&mut fetch, &[A, B], None), Some(info()));
+    }
+
+    #[test]
+    fn pieces_that_were_not_asked_for_or_are_cut_are_refused() {
+        let len = info().len() as u32;
+        let mut fetch = fetch(&[(A, len), (B, len)]);
+        let index = fetch.next_request(A).unwrap();
+        let verify = |_: &[u8]| true;
+        let piece = vec![0; METADATA_PIECE_LEN as usize];
+        let not_asked = Err(MetadataError::NotAsked { index });
+        assert_eq!(fetch.handle_piece(B, index, len, piece.clone(), verify), not_asked);
+        let wrong_len = Err(MetadataError::WrongLen { index });
+        assert_eq!(fetch.handle_piece(A, index, len, piece[1..].to_vec(), verify), wrong_len);
+        assert_eq!(fetch.next_request(A), None);
+        assert_eq!(fetch.next_request(B), Some(index));
+        fetch.remove_peer(B);
+        assert_eq!(fetch.next_request(B), None);
+    }
+
+    #[test]
+    fn serving_ends_where_the_info_dict_ends() {
+        let info = info();
+        assert_eq!(metadata_piece(&info, 0).unwrap().len(), 16_384);
+        assert_eq!(metadata_piece(&info, 6).unwrap(), &info[98_304..]);
+        assert_eq!(metadata_piece(&info, 7), None);
+        assert_eq!(metadata_piece(&info[..16_384], 1), None);
+        assert_eq!(metadata_piece(&info, u32::MAX), None);
+    }
+}
