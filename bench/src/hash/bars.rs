@@ -6,7 +6,7 @@ use ringseed_sys::hash::{Algo, Rung, Sha256Digest, merkle, registers};
 use sha2::Digest as _;
 
 use super::timing::{Batch, Place, Timing, noise};
-use super::{KIB, MIB, compare, contenders};
+use super::{KIB, MIB, compare, contenders, size_text};
 use crate::report::{Bar, Figure, Report};
 
 /// Measures everything that has a bar. The tree has `tree_len_bytes` of leaves.
@@ -150,11 +150,14 @@ fn all_cores(timing: &Timing, report: &mut Report) {
     }
     for (algo, len_bytes) in [(Algo::Sha1, 256 * KIB), (Algo::Sha256, 16 * KIB)] {
         let batch = Batch { place: Place::Memory, len_bytes, count: 16 };
-        let who = [contenders::ours(algo)];
-        let one = compare(timing, algo, batch, 1, &who, report)[0];
-        let all = compare(timing, algo, batch, cores, &who, report)[0];
+        let turns = timing.scaling(batch, cores, &contenders::ours(algo));
+        let shape = format!("{}, 16 x {}, DRAM", algo.name(), size_text(len_bytes));
+        let one = Figure::new(&format!("{shape}, 1 core"), "ringseed", &turns[0]);
+        let all = Figure::new(&format!("{shape}, {cores} cores"), "ringseed", &turns[1]);
+        let gain = all.bytes_per_second / one.bytes_per_second;
+        report.figures.extend([one, all]);
         // The bar is set for two cores; more share caches and memory in ways it says nothing about.
-        let per_two = all / one * 2.0 / cores as f64;
+        let per_two = gain * 2.0 / cores as f64;
         let what = format!("{}, {cores} cores against one, per two cores", algo.name());
         report.bars.push(Bar::at_least(&what, per_two, 1.9, Some(2.0)));
     }

@@ -123,6 +123,15 @@ impl Timing {
         })
     }
 
+    /// Rates of one contender on one core and on `cores`, turn by turn.
+    pub fn scaling(&self, batch: Batch, cores: usize, contender: &Contender) -> Vec<Vec<f64>> {
+        let batches: Vec<Vec<Vec<&[u8]>>> =
+            (0..cores).map(|core| self.batches(core, batch)).collect();
+        self.in_turns(2, |who| {
+            self.on_cores([1, cores][who], |core| hash_for(&batches[core], contender, self.turn))
+        })
+    }
+
     /// Rates of reading memory, turn by turn, in bytes per second over all cores.
     pub fn read(&self, place: Place, cores: usize) -> Vec<f64> {
         let mut turns = self.in_turns(1, |_| {

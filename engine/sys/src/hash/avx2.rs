@@ -18,6 +18,12 @@ fn splat(value: u32) -> V {
 }
 #[inline]
 #[target_feature(enable = "avx2")]
+fn hold(value: V) -> V {
+    // Sixteen registers are too few to gain anything by it.
+    value
+}
+#[inline]
+#[target_feature(enable = "avx2")]
 fn add(left: V, right: V) -> V {
     _mm256_add_epi32(left, right)
 }

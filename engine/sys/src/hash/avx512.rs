@@ -21,6 +21,19 @@ fn splat(value: u32) -> V {
 }
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
+fn hold(mut value: V) -> V {
+    // SAFETY: no instruction at all; the register is left as it is.
+    unsafe {
+        std::arch::asm!(
+            "/* {value} */",
+            value = inout(zmm_reg) value,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    value
+}
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn add(left: V, right: V) -> V {
     _mm512_add_epi32(left, right)
 }

@@ -19,6 +19,19 @@ fn splat(value: u32) -> V {
 }
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512vl")]
+fn hold(mut value: V) -> V {
+    // SAFETY: no instruction at all; the register is left as it is.
+    unsafe {
+        std::arch::asm!(
+            "/* {value} */",
+            value = inout(ymm_reg) value,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    value
+}
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512vl")]
 fn add(left: V, right: V) -> V {
     _mm256_add_epi32(left, right)
 }

@@ -10,6 +10,9 @@ type V = u32;
 fn splat(value: u32) -> V {
     value
 }
+fn hold(value: V) -> V {
+    value
+}
 fn add(left: V, right: V) -> V {
     left.wrapping_add(right)
 }

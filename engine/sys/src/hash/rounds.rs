@@ -2,9 +2,12 @@
 //! and 6.2.2).
 //!
 //! A kernel file brings the vector type `V` and the operations `splat`, `add`, `xor2`, `xor3`, `ch`,
-//! `parity`, `maj`, `rol::<N>`, `ror::<N>` and `shr::<N>` into scope and expands these macros. They
-//! are macros and not functions because all rounds must lie unrolled in one function that has the
-//! kernel's target features: a loop over the rounds would keep the schedule in memory.
+//! `parity`, `maj`, `rol::<N>`, `ror::<N>` and `shr::<N>` into scope and expands these macros; also
+//! `hold`, which gives back its argument and keeps the compiler from regrouping the additions around
+//! it: they may be done in any order, but in only one does nobody wait.
+//!
+//! They are macros and not functions because all rounds must lie unrolled in one function that has
+//! the kernel's target features: a loop over the rounds would keep the schedule in memory.
 
 /// Initial state of SHA-1 (FIPS 180-4, 5.3.1); the last three words are unused.
 pub(super) const SHA1_START: [u32; 8] =
@@ -103,7 +106,8 @@ macro_rules! sha1_round {
             let mixed = xor2(older, $w[(T + 13) % 16]);
             $w[T % 16] = rol::<1>(mixed);
         }
-        let early = add(add($e, add($w[T % 16], splat(SHA1_K[T / 20]))), $f($b, $c, $d));
+        let known = hold(add($e, add($w[T % 16], splat(SHA1_K[T / 20]))));
+        let early = hold(add(known, $f($b, $c, $d)));
         $e = add(early, rol::<5>($a));
         $b = rol::<30>($b);
     }};
@@ -170,7 +174,8 @@ macro_rules! sha256_round {
             let small1 = xor3(ror::<17>(w2), ror::<19>(w2), shr::<10>(w2));
             $w[T % 16] = add(add($w[T % 16], $w[(T + 9) % 16]), add(small0, small1));
         }
-        let early = add(add($h, add($w[T % 16], splat(SHA256_K[T]))), ch($e, $f, $g));
+        let known = hold(add($h, add($w[T % 16], splat(SHA256_K[T]))));
+        let early = hold(add(known, ch($e, $f, $g)));
         let big1 = xor3(ror::<6>($e), ror::<11>($e), ror::<25>($e));
         let big0 = xor3(ror::<2>($a), ror::<13>($a), ror::<22>($a));
         let first = add(early, big1);
