@@ -64,8 +64,12 @@ impl Swarm {
             break;
         }
         let peer = self.peers.get_mut(&key).expect("looked up above");
-        if was_idle && !peer.asked.is_empty() {
+        // A pipeline that was drained and is filled again in one turn was not idle.
+        if was_idle && !peer.asked.is_empty() && peer.idle_since.is_some_and(|since| since < now) {
             peer.rate.begin(now);
+            peer.last_block = now;
+        } else if was_idle && !peer.asked.is_empty() {
+            peer.rate.begin_first(now);
             peer.last_block = now;
         }
         if !peer.asked.is_empty() {

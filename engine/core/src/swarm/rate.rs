@@ -20,6 +20,11 @@ impl BusyRate {
         self.window = Some((now, 0));
     }
 
+    /// The source has been asked for something; it counts if it is the first time.
+    pub(super) fn begin_first(&mut self, now: Instant) {
+        self.window.get_or_insert((now, 0));
+    }
+
     /// Bytes came.
     pub(super) fn record(&mut self, now: Instant, len_bytes: u64) {
         let (since, bytes) = self.window.unwrap_or((now, 0));

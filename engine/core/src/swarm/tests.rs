@@ -1,1 +1,471 @@
+//! The picker against peers that come, go, choke, reject, stall and send wrong bytes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::sim::{geometry, peer_id};
+use super::*;
+use crate::geometry::{FileSpan, Kind};
+
+/// What happens next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A peer sends the first, or with `true` the last, of what it was asked for.
+    Send(u8, bool),
+    Reject(u8),
+    Choke(u8),
+    Unchoke(u8),
+    Snub(u8),
+    Leave(u8),
+    Have(u8, u16),
+    DontHave(u8, u16),
+    /// The next piece to get whole is found wrong.
+    Corrupt,
+    /// A verified piece rots.
+    Lose(u16),
+    Wait(u16),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        30 => (any::<u8>(), any::<bool>()).prop_map(|(peer, last)| Step::Send(peer, last)),
+        2 => any::<u8>().prop_map(Step::Reject),
+        1 => any::<u8>().prop_map(Step::Choke),
+        2 => any::<u8>().prop_map(Step::Unchoke),
+        1 => any::<u8>().prop_map(Step::Snub),
+        1 => any::<u8>().prop_map(Step::Leave),
+        3 => (any::<u8>(), any::<u16>()).prop_map(|(peer, piece)| Step::Have(peer, piece)),
+        1 => (any::<u8>(), any::<u16>()).prop_map(|(peer, piece)| Step::DontHave(peer, piece)),
+        1 => Just(Step::Corrupt),
+        1 => any::<u16>().prop_map(Step::Lose),
+        4 => (0_u16..400).prop_map(Step::Wait),
+    ]
+}
+
+/// Layouts of every sort: pieces larger than an extent, equal, several in one extent, smaller than a
+/// block, with pads inside and at the end.
+fn any_layout() -> impl Strategy<Value = Arc<Geometry>> {
+    let v2 = |piece_len: u32, files: &[u64]| {
+        let files: Vec<_> =
+            files.iter().map(|&len_bytes| FileSpan { len_bytes, pad: false }).collect();
+        Arc::new(Geometry::new(piece_len.into(), &files, Kind::V2).unwrap())
+    };
+    let v1 = |piece_len: u32, files: &[(u64, bool)]| {
+        let files: Vec<_> =
+            files.iter().map(|&(len_bytes, pad)| FileSpan { len_bytes, pad }).collect();
+        Arc::new(Geometry::new(piece_len.into(), &files, Kind::V1).unwrap())
+    };
+    prop_oneof![
+        Just(geometry(1, 16 << 10)),
+        Just(geometry(5, 256 << 10)),
+        Just(geometry(3, 1 << 20)),
+        Just(v2(16 << 10, &[900_000, 1, 20_000])),
+        Just(v2(64 << 10, &[1, 300_000, 65_536, 70_000])),
+        Just(v2(512 << 10, &[700_000, 5])),
+        Just(v1(1024, &[(100_000, false), (3, true), (50_001, false)])),
+        Just(v1(32 << 10, &[(40_000, false), (200_000, true), (70_000, false), (100_000, true)])),
+    ]
+}
+
+struct Source {
+    key: PeerKey,
+    has: Bitfield,
+    choked: bool,
+    /// What it was asked for and neither sent, rejected, nor heard cancelled.
+    queue: Vec<BlockRef>,
+}
+
+/// One receiver and its sources, with the bookkeeping that a shard would do.
+struct World {
+    geometry: Arc<Geometry>,
+    swarm: Swarm,
+    burden: Burden,
+    now: Instant,
+    sources: Vec<Source>,
+    /// Blocks that are here, and who sent them.
+    got: BTreeMap<BlockRef, PeerKey>,
+    corrupt: bool,
+    twice: u64,
+}
+
+impl World {
+    fn new(geometry: Arc<Geometry>, sources: &[Vec<bool>], have: &Bitfield) -> Self {
+        let now = Instant::now();
+        let swarm = Swarm::new(geometry.clone(), peer_id(99), 5, have);
+        let (burden, got) = (Burden::new(), BTreeMap::new());
+        let mut world = Self {
+            geometry,
+            swarm,
+            burden,
+            now,
+            sources: Vec::new(),
+            got,
+            corrupt: false,
+            twice: 0,
+        };
+        for (index, bits) in sources.iter().enumerate() {
+            let mut has = Bitfield::new(world.geometry.piece_count());
+            for (piece, _) in world.geometry.pieces().zip(bits).filter(|&(_, &bit)| bit) {
+                has.set(piece);
+            }
+            world.join(index, has);
+        }
+        world
+    }
+
+    fn join(&mut self, number: usize, has: Bitfield) {
+        let info = PeerInfo { peer_id: peer_id(number), ours: number.is_multiple_of(2) };
+        let key = self.swarm.add_peer(self.now, info);
+        self.swarm.handle_availability(self.now, key, &has);
+        self.swarm.handle_unchoked(key);
+        self.sources.push(Source { key, has, choked: false, queue: Vec::new() });
+    }
+
+    /// Plans all ready peers and checks every request.
+    fn plan(&mut self) {
+        let mut planned = Planned::default();
+        let mut budget = Budget { new_extents: 100, blocks: 10_000 };
+        while let Some(key) = self.swarm.poll_ready(&self.burden) {
+            self.swarm.plan(self.now, key, &mut budget, &mut planned);
+            assert!(!planned.short_of_budget);
+            for &block in &planned.requests {
+                self.check_request(key, block);
+                let source = self.sources.iter_mut().find(|source| source.key == key).unwrap();
+                source.queue.push(block);
+            }
+        }
+    }
+
+    fn check_request(&mut self, key: PeerKey, block: BlockRef) {
+        let source = self.sources.iter().find(|source| source.key == key).unwrap();
+        assert!(!source.choked, "asked a peer that chokes");
+        assert!(source.has.get(block.piece()), "asked for a piece that the peer lacks");
+        assert!(!self.swarm.have().get(block.piece()), "asked for a piece that is verified");
+        assert!(!self.got.contains_key(&block), "asked for a block that is here");
+        let (extent, _) = self.geometry.extent_of(block);
+        let ours: BTreeSet<_> = self.geometry.blocks_of_extent(extent).collect();
+        assert!(ours.contains(&block), "{block:?} is no block of ours");
+        assert!(!source.queue.contains(&block), "asked the same peer twice");
+        let others = self.sources.iter().filter(|source| source.queue.contains(&block)).count();
+        assert!(others <= 1, "asked three peers for one block");
+        self.twice += others as u64;
+        assert!(source.queue.len() < PIPELINE_MAX as usize);
+    }
+
+    fn receive(&mut self, index: usize, block: BlockRef) {
+        let key = self.sources[index].key;
+        self.sources[index].queue.retain(|&other| other != block);
+        let mut cancels = Vec::new();
+        let received =
+            self.swarm.handle_block(self.now, key, block, &mut self.burden, &mut cancels);
+        for (key, block) in cancels {
+            let source = self.sources.iter_mut().find(|source| source.key == key).unwrap();
+            assert!(source.queue.contains(&block), "cancelled what was not asked for");
+            source.queue.retain(|&other| other != block);
+        }
+        assert_eq!(received, Received::New, "only what is missing is asked for");
+        assert!(self.got.insert(block, key).is_none());
+        let piece = block.piece();
+        if !self.geometry.blocks_of_piece(piece).all(|block| self.got.contains_key(&block)) {
+            return;
+        }
+        let of_piece = self.got.iter().filter(|(block, _)| block.piece() == piece);
+        let senders: BTreeSet<_> = of_piece.map(|(_, &key)| key).collect();
+        if std::mem::take(&mut self.corrupt) {
+            let blamed = self.swarm.handle_piece_failed(piece);
+            assert_eq!(blamed, senders.into_iter().collect::<Vec<_>>());
+            self.got.retain(|block, _| block.piece() != piece);
+        } else {
+            self.swarm.handle_piece_verified(piece);
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let count = self.sources.len();
+        let pick = |number: u8| number as usize % count.max(1);
+        let piece =
+            |raw: u16| self.geometry.piece(u32::from(raw) % self.geometry.piece_count()).unwrap();
+        match step {
+            Step::Send(peer, last) if count > 0 => {
+                let queue = &self.sources[pick(peer)].queue;
+                let block = if last { queue.last() } else { queue.first() };
+                if let Some(&block) = block {
+                    self.receive(pick(peer), block);
+                }
+            }
+            Step::Reject(peer) if count > 0 => {
+                let source = &mut self.sources[pick(peer)];
+                if !source.queue.is_empty() {
+                    let block = source.queue.remove(0);
+                    self.swarm.handle_rejected(source.key, block);
+                }
+            }
+            Step::Choke(peer) if count > 0 => {
+                let source = &mut self.sources[pick(peer)];
+                source.choked = true;
+                let dropped = std::mem::take(&mut source.queue);
+                self.swarm.handle_choked(source.key, &dropped);
+            }
+            Step::Unchoke(peer) if count > 0 => {
+                let source = &mut self.sources[pick(peer)];
+                source.choked = false;
+                self.swarm.handle_unchoked(source.key);
+            }
+            Step::Snub(peer) if count > 0 => {
+                let source = &mut self.sources[pick(peer)];
+                let cancelled = self.swarm.handle_snubbed(source.key);
+                let mut queue = std::mem::take(&mut source.queue);
+                queue.sort();
+                let mut cancelled_sorted = cancelled;
+                cancelled_sorted.sort();
+                assert_eq!(cancelled_sorted, queue);
+            }
+            Step::Leave(peer) if count > 0 => {
+                let source = self.sources.remove(pick(peer));
+                self.swarm.remove_peer(source.key);
+            }
+            Step::Have(peer, raw) if count > 0 => {
+                let piece = piece(raw);
+                let source = &mut self.sources[pick(peer)];
+                source.has.set(piece);
+                self.swarm.handle_have(self.now, source.key, piece);
+            }
+            Step::DontHave(peer, raw) if count > 0 => {
+                let piece = piece(raw);
+                let source = &mut self.sources[pick(peer)];
+                // What was asked for will be rejected.
+                let lost: Vec<_> =
+                    source.queue.iter().copied().filter(|block| block.piece() == piece).collect();
+                source.queue.retain(|block| block.piece() != piece);
+                source.has.clear(piece);
+                self.swarm.handle_dont_have(source.key, piece);
+                for block in lost {
+                    self.swarm.handle_rejected(source.key, block);
+                }
+            }
+            Step::Corrupt => self.corrupt = true,
+            Step::Lose(raw) => {
+                let piece = piece(raw);
+                if self.geometry.piece_data_len(piece) > 0 && self.swarm.have().get(piece) {
+                    self.got.retain(|block, _| block.piece() != piece);
+                    self.swarm.handle_piece_lost(piece);
+                }
+            }
+            Step::Wait(ms) => {
+                self.now += Duration::from_millis(ms.into());
+                self.swarm.handle_timeout(self.now);
+            }
+            _ => {}
+        }
+        self.plan();
+    }
+
+    /// Everybody behaves, and a seed is there: it must end.
+    fn finish(&mut self) {
+        let full = Bitfield::full(self.geometry.piece_count());
+        self.join(1000, full);
+        for index in 0..self.sources.len() {
+            self.step(Step::Unchoke(index as u8));
+        }
+        let mut idle = 0;
+        while !self.swarm.is_complete() {
+            let mut moved = false;
+            for index in 0..self.sources.len() {
+                self.plan();
+                if let Some(&block) = self.sources[index].queue.first() {
+                    self.receive(index, block);
+                    moved = true;
+                }
+            }
+            idle = if moved { 0 } else { idle + 1 };
+            assert!(idle < 1000, "nothing moves: {:?}", self.swarm);
+            self.step(Step::Wait(10));
+        }
+        assert!(self.sources.iter().all(|source| source.queue.is_empty()));
+        assert!(self.swarm.active_is_empty());
+    }
+}
+
+impl Swarm {
+    fn active_is_empty(&self) -> bool {
+        self.work.actives().next().is_none()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Whatever peers do, every request is for a missing block of ours, of a peer that has it and does
+    /// not choke, of one peer at a time (of two at the very end, bounded); and it always finishes.
+    #[test]
+    fn every_listing_is_fetched_whatever_peers_do(
+        geometry in any_layout(),
+        sources in proptest::collection::vec(proptest::collection::vec(any::<bool>(), 200), 1..6),
+        have in proptest::collection::vec(any::<bool>(), 0..200),
+        steps in proptest::collection::vec(any_step(), 0..300),
+    ) {
+        let mut resumed = Bitfield::new(geometry.piece_count());
+        for (piece, _) in geometry.pieces().zip(&have).filter(|&(_, &have)| have) {
+            resumed.set(piece);
+        }
+        let mut world = World::new(geometry, &sources, &resumed);
+        for (piece, _) in world.geometry.clone().pieces().zip(&have).filter(|&(_, &have)| have) {
+            for block in world.geometry.blocks_of_piece(piece) {
+                world.got.insert(block, PeerKey(u32::MAX));
+            }
+        }
+        world.plan();
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish();
+        let blocks = world.geometry.payload_len() / u64::from(BLOCK_LEN);
+        prop_assert!(world.twice <= 16 + blocks / 200, "{} twins", world.twice);
+    }
+}
+
+fn started(sources: usize, pieces: u32) -> World {
+    let geometry = geometry(pieces, 256 << 10);
+    let all = vec![true; pieces as usize];
+    let have = Bitfield::new(pieces);
+    let mut world = World::new(geometry, &vec![all; sources], &have);
+    world.plan();
+    world
+}
+
+#[test]
+fn one_peer_at_a_time_owns_an_extent() {
+    let world = started(3, 20);
+    let mut owners = BTreeMap::new();
+    for source in &world.sources {
+        assert_eq!(source.queue.len(), PIPELINE_MIN as usize);
+        for &block in &source.queue {
+            let (extent, _) = world.geometry.extent_of(block);
+            assert_eq!(*owners.entry(extent).or_insert(source.key), source.key);
+        }
+    }
+    assert_eq!(owners.len(), 3);
+}
+
+#[test]
+fn the_rarest_piece_comes_first() {
+    let geometry = geometry(8, 256 << 10);
+    let mut sources = vec![vec![true; 8]; 3];
+    sources.iter_mut().skip(1).for_each(|bits| bits[5] = false);
+    // A ninth bit would be none; the first source lacks piece 0, so that it is a relay, too.
+    sources[0][0] = false;
+    let mut world = World::new(geometry, &sources, &Bitfield::new(8));
+    world.plan();
+    assert_eq!(world.sources[0].queue[0].piece().get(), 5);
+}
+
+#[test]
+fn a_pipeline_follows_the_rate_of_its_peer() {
+    let mut world = started(1, 400);
+    for _ in 0..40 {
+        world.now += Duration::from_millis(10);
+        // 64 blocks in 10 ms: 100 MiB/s, of which 300 ms are more than the bound.
+        for _ in 0..64 {
+            if let Some(&block) = world.sources[0].queue.first() {
+                world.receive(0, block);
+            }
+        }
+        world.plan();
+    }
+    assert_eq!(world.sources[0].queue.len(), PIPELINE_MAX as usize);
+    world.swarm.set_requests_max(world.sources[0].key, 20);
+    for _ in 0..500 {
+        let block = world.sources[0].queue[0];
+        world.receive(0, block);
+        world.plan();
+    }
+    assert_eq!(world.sources[0].queue.len(), 20);
+}
+
+#[test]
+fn a_slow_peer_does_not_hold_up_the_end() {
+    let mut world = started(2, 4);
+    let mut elapsed = Duration::ZERO;
+    let mut slow_credit = 0;
+    while !world.swarm.is_complete() {
+        elapsed += Duration::from_millis(10);
+        world.step(Step::Wait(10));
+        // One peer sends 10 blocks in 10 ms, the other one block in 200 ms.
+        for _ in 0..10 {
+            world.step(Step::Send(0, false));
+        }
+        slow_credit += 1;
+        if slow_credit % 20 == 0 {
+            world.step(Step::Send(1, false));
+        }
+        assert!(elapsed < Duration::from_secs(2), "held up");
+    }
+}
+
+#[test]
+fn a_plan_stops_at_its_budget_and_goes_on_when_there_is_room() {
+    let geometry = geometry(20, 256 << 10);
+    let mut swarm = Swarm::new(geometry.clone(), peer_id(99), 5, &Bitfield::new(20));
+    let (now, burden) = (Instant::now(), Burden::new());
+    let key = swarm.add_peer(now, PeerInfo { peer_id: peer_id(1), ours: true });
+    swarm.handle_availability(now, key, &Bitfield::full(20));
+    swarm.handle_unchoked(key);
+    let mut planned = Planned::default();
+    let mut budget = Budget { new_extents: 0, blocks: 100 };
+    assert_eq!(swarm.poll_ready(&burden), Some(key));
+    swarm.plan(now, key, &mut budget, &mut planned);
+    assert_eq!(planned, Planned { requests: Vec::new(), short_of_budget: true });
+    assert_eq!(swarm.poll_ready(&burden), None, "it does not spin");
+    swarm.wake_all();
+    budget.new_extents = 1;
+    assert_eq!(swarm.poll_ready(&burden), Some(key));
+    swarm.plan(now, key, &mut budget, &mut planned);
+    assert_eq!((planned.requests.len(), budget.new_extents), (8, 0));
+}
+
+#[test]
+fn a_bad_block_is_blamed_on_its_sender_and_fetched_again() {
+    let mut world = started(2, 2);
+    let block = world.sources[1].queue[0];
+    let key = world.sources[1].key;
+    let mut cancels = Vec::new();
+    world.sources[1].queue.remove(0);
+    world.swarm.handle_block(world.now, key, block, &mut world.burden, &mut cancels);
+    assert_eq!(world.swarm.handle_block_failed(block), Some(key));
+    assert_eq!(world.swarm.handle_block_failed(block), None);
+    world.finish();
+}
+
+#[test]
+fn the_share_of_a_silent_receiver_is_taken_over() {
+    let geometry = geometry(12, 256 << 10);
+    let mut world = World::new(geometry, &[], &Bitfield::new(12));
+    world.join(2, Bitfield::full(12)); // a seed
+    world.join(4, Bitfield::new(12)); // a receiver that never gets anything
+    assert_eq!(world.swarm.receiver_count(), 2);
+    let mut elapsed = Duration::ZERO;
+    let mut at_rest = 0;
+    while !world.swarm.is_complete() {
+        elapsed += Duration::from_millis(20);
+        world.step(Step::Wait(20));
+        at_rest = at_rest.max(world.swarm.have().count());
+        (0..16).for_each(|_| world.step(Step::Send(0, false)));
+        if elapsed < Duration::from_secs(1) {
+            assert!(world.swarm.have().count() <= 6, "its own half alone");
+        }
+        assert!(elapsed < Duration::from_secs(15), "given up too late");
+    }
+}
+
+#[test]
+fn seeds_are_not_asked_while_receivers_are_expected() {
+    let geometry = geometry(4, 256 << 10);
+    let mut world = World::new(geometry, &[], &Bitfield::new(4));
+    let until = world.now + Duration::from_millis(300);
+    world.swarm.hold_seeds_until(Some(until));
+    world.join(2, Bitfield::full(4));
+    world.plan();
+    assert!(world.sources[0].queue.is_empty());
+    assert_eq!(world.swarm.poll_timeout(), Some(until));
+    world.step(Step::Wait(300));
+    assert!(!world.sources[0].queue.is_empty());
+}

@@ -81,7 +81,7 @@ pub(super) struct Work {
     /// Groups begun and not done, the oldest first.
     started: Vec<u32>,
     active: BTreeMap<ExtentIndex, Active>,
-    /// Extents of started groups that are complete but for verification, or done.
+    /// Bytes of payload in pieces that are not verified.
     payload_left: u64,
 }
 
@@ -127,15 +127,6 @@ impl Work {
 
     pub(super) fn have(&self) -> &Bitfield {
         &self.have
-    }
-
-    /// Bytes of payload in pieces that are not verified.
-    pub(super) fn payload_left(&self) -> u64 {
-        self.payload_left
-    }
-
-    pub(super) fn group_count(&self) -> u32 {
-        self.stages.len() as u32
     }
 
     pub(super) fn untouched(&self) -> &[u32] {
