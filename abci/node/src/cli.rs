@@ -294,6 +294,9 @@ pub struct Get {
     /// Go on serving when complete, until Ctrl-C.
     #[arg(long)]
     pub seed_after: bool,
+    /// End when this process ends (used by `up`).
+    #[arg(long, value_name = "PID", hide = true)]
+    pub with_parent: Option<u32>,
 }
 
 /// `ringseed check`.

@@ -41,7 +41,7 @@ pub enum Request {
         /// Infohash or its first digits.
         infohash: String,
     },
-    /// The info dict of a listing, in hex.
+    /// The info dict and the `.torrent` file of a listing, in hex.
     Metainfo {
         /// Infohash or its first digits.
         infohash: String,
@@ -72,8 +72,8 @@ pub enum Request {
     Shutdown,
 }
 
-/// Longest line in bytes: an info dict of 8 MiB in hex, and some.
-const LINE_LEN_MAX: u64 = 20 << 20;
+/// Longest line in bytes: info dict and piece layers of a listing of several TiB, in hex.
+const LINE_LEN_MAX: u64 = 256 << 20;
 
 /// A path to `name` in `folder` that fits a socket address, which holds only 108 bytes. The
 /// descriptor must live as long as the path is used.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ed25519_dalek::SigningKey;
+use ringseed_ledger::SigningKey;
 
 use crate::error::{Code, Error, Result};
 use crate::{layout, units};
@@ -17,7 +17,7 @@ const HEADER: &str = "ringseed node key 1";
 pub fn create(path: &Path) -> Result<SigningKey> {
     let mut seed = [0; 32];
     fill_random(&mut seed)?;
-    let key = SigningKey::from_bytes(&seed);
+    let key = SigningKey::from_seed(&seed);
     layout::write_private(path, format!("{HEADER}\n{}\n", units::hex(&seed)).as_bytes())?;
     Ok(key)
 }
@@ -36,7 +36,7 @@ pub fn load(path: &Path) -> Result<SigningKey> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| refuse(&error.to_string()))?;
     let seed = text.strip_prefix(HEADER).map(str::trim).and_then(units::parse_hex::<32>);
-    Ok(SigningKey::from_bytes(&seed.ok_or_else(|| refuse("this is no node key of version 1"))?))
+    Ok(SigningKey::from_seed(&seed.ok_or_else(|| refuse("this is no node key of version 1"))?))
 }
 
 /// Fills `out` from the system's randomness.
@@ -61,7 +61,7 @@ mod tests {
     fn a_key_is_read_back_unless_others_may_read_it() {
         let path = std::env::temp_dir().join(format!("rs-key-{}", std::process::id()));
         let made = create(&path).unwrap();
-        assert_eq!(load(&path).unwrap().to_bytes(), made.to_bytes());
+        assert_eq!(load(&path).unwrap().public(), made.public());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         let error = load(&path).unwrap_err();
         assert_eq!(error.code, Code::KeyFile);

@@ -3,7 +3,7 @@
 //! ```text
 //! D/datatrust.toml   configuration
 //! D/key              the node key, 0600
-//! D/genesis          the market's genesis
+//! D/genesis.toml     the market's genesis
 //! D/lock             held while a process runs
 //! D/control.sock     the process listens here, 0600
 //! D/consensus/       blocks, votes, state
@@ -47,9 +47,9 @@ impl Layout {
         self.root.join("key")
     }
 
-    /// `genesis`.
+    /// `genesis.toml`.
     pub fn genesis(&self) -> PathBuf {
-        self.root.join("genesis")
+        self.root.join("genesis.toml")
     }
 
     /// `control.sock`.

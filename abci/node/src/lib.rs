@@ -5,17 +5,22 @@
 //! [`progress`], the commands. The crates below know nothing of files named by users, flags or text.
 #![forbid(unsafe_code)]
 
+pub mod bt;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
+pub mod datatrust;
 pub mod error;
 pub mod hashing;
 pub mod interrupt;
 pub mod keys;
 pub mod layout;
+pub mod market;
 pub mod offline;
 pub mod preflight;
 pub mod progress;
+pub mod render;
 pub mod units;
 pub mod up;
 
@@ -24,9 +29,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use serde_json::Value;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Code, Error, Result};
+use crate::progress::Reporter;
 
 /// Runs one command line, the program's name included, and says how the process should end.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -65,11 +72,77 @@ fn refuse_usage(error: &clap::Error, wants_json: bool) -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<()> {
-    todo_dispatch(cli)
-}
-fn todo_dispatch(_cli: Cli) -> Result<()> {
-    match _cli.command {
-        Command::Up(_) => Ok(()),
-        _ => Ok(()),
+    let reporter = Reporter::new(cli.json);
+    let print = |value: &Value| match reporter.is_json() {
+        true => println!("{value}"),
+        false => print!("{}", plain(value)),
+    };
+    start_log(&cli);
+    match &cli.command {
+        Command::Up(args) => up::run(args, reporter),
+        Command::Init(args) => market::init(args).map(|made| {
+            client::print(&made, reporter, |made| format!("{}\n", render::text(made, "member")));
+        }),
+        Command::Genesis(args) => market::genesis(args).map(|made| {
+            client::print(&made, reporter, |made| {
+                format!(
+                    "genesis {}\nfounders:   {}\nnewcomers:  {}\n",
+                    render::text(made, "hash"),
+                    render::text(made, "start"),
+                    render::text(made, "join")
+                )
+            });
+        }),
+        Command::Start(args) => datatrust::start(args, cli.json),
+        Command::Join(args) => market::join(args, reporter).map(|made| {
+            client::print(&made, reporter, |made| match args.plan {
+                true => render::plan(made),
+                false => format!(
+                    "key {}\nrun it:     {}\nadmit it:   {}\n",
+                    render::text(made, "key"),
+                    render::text(made, "start"),
+                    render::text(made, "admit")
+                ),
+            });
+        }),
+        Command::Member(command) => client::member(command, reporter),
+        Command::Listing(command) => client::listing(command, reporter),
+        Command::Status(args) => client::status(args, reporter),
+        Command::Hash(args) => offline::hash(args, reporter).map(|made| print(&made)),
+        Command::Seed(args) => bt::seed(args, reporter, print),
+        Command::Get(args) => bt::get(args, reporter, print),
+        Command::Check(args) => offline::check(args, reporter, print),
     }
+}
+
+/// A flat answer as `key  value` lines; what is nested is for `--json`.
+fn plain(value: &Value) -> String {
+    let mut text = String::new();
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let shown = match value {
+            Value::String(value) => value.clone(),
+            Value::Number(_) | Value::Bool(_) => value.to_string(),
+            _ => continue,
+        };
+        text.push_str(&format!("{key:<16}{shown}\n"));
+    }
+    text
+}
+
+/// The log goes to stderr: nothing but warnings, unless a datatrust runs or more is asked for.
+fn start_log(cli: &Cli) {
+    let level = match (&cli.command, cli.verbose) {
+        (Command::Start(_), 0) => "info",
+        (_, 0) => "warn",
+        (_, 1) => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGSEED_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    // A second call in one process (tests) keeps the first log.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
 }

@@ -242,7 +242,10 @@ mod tests {
         let actions = reconcile(&want, &Book::new(), ROOMY);
         assert_eq!(actions[0], Action::Fetch([1; 32]));
         let Action::Refuse(hash, reason) = &actions[1] else { panic!("{actions:?}") };
-        assert_eq!((*hash, reason.as_str()), ([2; 32], "600 B needed, 300 B free above the reserve"));
+        assert_eq!(
+            (*hash, reason.as_str()),
+            ([2; 32], "600 B needed, 300 B free above the reserve")
+        );
         let mut book = Book::from([([1; 32], active(1))]);
         book.insert([2; 32], Entry::new(Stand::Refused(reason.clone())));
         let promised = Room { promised_bytes: 600, ..ROOMY };

@@ -59,7 +59,7 @@ impl Chain {
                 })?;
             let left = wait.saturating_sub(began.elapsed());
             match self.driver.submit(tx.to_bytes(), left) {
-                Ok(outcome) if outcome.code == TxCode::Ok.number() => return Ok(outcome.height),
+                Ok(outcome) if outcome.code == TxCode::Ok => return Ok(outcome.height),
                 Ok(outcome) if is_stale_nonce(outcome.code) => {}
                 Ok(outcome) => return Err(refused(kind, outcome.code, &outcome.info)),
                 Err(SubmitError::Refused { code, .. }) if is_stale_nonce(code) => {
@@ -75,7 +75,10 @@ impl Chain {
                 }
                 Err(SubmitError::Timeout { .. }) => break,
                 Err(SubmitError::Stopped) => {
-                    return Err(Error::new(Code::Unreachable, format!("{kind}: consensus has stopped")));
+                    return Err(Error::new(
+                        Code::Unreachable,
+                        format!("{kind}: consensus has stopped"),
+                    ));
                 }
             }
         }
@@ -88,24 +91,15 @@ impl Chain {
     }
 }
 
-fn is_stale_nonce(code: u32) -> bool {
-    matches!(TxCode::from_number(code), Some(TxCode::NonceUsed | TxCode::NonceAhead))
+fn is_stale_nonce(code: TxCode) -> bool {
+    matches!(code, TxCode::NonceUsed | TxCode::NonceAhead)
 }
 
 /// The error that says what the ledger said.
-fn refused(kind: &str, number: u32, info: &str) -> Error {
-    let code = TxCode::from_number(number);
-    let text = code.map_or("the ledger refused it", TxCode::text);
-    let error = Error::new(Code::Refused, format!("{kind}: {text}"));
-    let name = code.map_or("unknown code", TxCode::name);
-    let why = match info {
-        "" => format!("{name} ({number})"),
-        info => format!("{name} ({number}): {info}"),
-    };
-    match code.map(TxCode::cure) {
-        Some(cure) => error.why(why).cure(cure),
-        None => error.why(why),
-    }
+fn refused(kind: &str, code: TxCode, info: &str) -> Error {
+    let name = format!("{} ({})", code.name(), code.number());
+    let why = if info.is_empty() { name } else { format!("{name}: {info}") };
+    Error::new(Code::Refused, format!("{kind}: {}", code.text())).why(why).cure(code.cure())
 }
 
 /// The ledger's code that an error of [`Chain::submit`] carries.
@@ -122,11 +116,11 @@ mod tests {
     #[test]
     fn a_refusal_is_exit_11_and_keeps_the_ledgers_code() {
         for code in TxCode::ALL {
-            let error = refused("remove", code.number(), "x (y) z");
+            let error = refused("remove", *code, "x (y) z");
             assert_eq!(error.code.exit(), 11);
             assert_eq!(ledger_code(&error), Some(*code));
             assert!(error.what.contains(code.text()));
         }
-        assert_eq!(ledger_code(&refused("remove", 9_999, "")), None);
+        assert_eq!(ledger_code(&Error::bug("x (7)")), None);
     }
 }

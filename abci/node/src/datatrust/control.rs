@@ -131,10 +131,16 @@ fn metainfo(trust: &Datatrust, text: &str) -> Result<Value> {
     let hash = find_listing(trust, text)?;
     let id = trust.book().get(&hash).and_then(|entry| entry.id());
     let metainfo = id.and_then(|id| trust.engine.metainfo(id)).ok_or_else(|| {
-        Error::new(Code::Missing, format!("the info dict of {} is not here", units::short_hex(&hash)))
-            .cure("wait until the listing is fetched: ringseed listing ls")
+        Error::new(
+            Code::Missing,
+            format!("the info dict of {} is not here", units::short_hex(&hash)),
+        )
+        .cure("wait until the listing is fetched: ringseed listing ls")
     })?;
-    Ok(json!({"infohash": units::hex(&hash), "info": units::hex(metainfo.info().raw())}))
+    Ok(json!({
+        "infohash": units::hex(&hash), "info": units::hex(metainfo.info().raw()),
+        "torrent": units::hex(&metainfo.encode()),
+    }))
 }
 
 fn admit(trust: &Arc<Datatrust>, text: &str) -> Result<Value> {

@@ -84,8 +84,7 @@ pub(super) fn add(
             .cure(format!("ringseed listing show {}", units::hex(&hash))));
     }
     let place = take_place(trust, &hash, staging, in_place.then_some(&found.parent))?;
-    let id = engine_add(trust, &metainfo, place)
-        .inspect_err(|_| forget(trust, &hash, None))?;
+    let id = engine_add(trust, &metainfo, place).inspect_err(|_| forget(trust, &hash, None))?;
     if let Some(entry) = trust.book().get_mut(&hash) {
         entry.stand = Stand::Offering(Some(id));
     }
@@ -229,9 +228,15 @@ pub(super) fn difference(offer: &Offer, metainfo: &Metainfo) -> Option<String> {
         Ok(found) => found,
         Err(_) => return Some("the torrent is no hybrid".to_owned()),
     };
-    let differs = |what: &str, said: String, is: String| Some(format!("{what}: the offer says {said}, the data {is}"));
+    let differs = |what: &str, said: String, is: String| {
+        Some(format!("{what}: the offer says {said}, the data {is}"))
+    };
     if found.infohash_v1 != offer.infohash_v1 {
-        return differs("infohash v1", offer.infohash_v1.to_string(), found.infohash_v1.to_string());
+        return differs(
+            "infohash v1",
+            offer.infohash_v1.to_string(),
+            found.infohash_v1.to_string(),
+        );
     }
     if found.size_bytes != offer.size_bytes {
         return differs("size", offer.size_bytes.to_string(), found.size_bytes.to_string());

@@ -108,10 +108,13 @@ impl Datatrust {
         let path = self.places_path();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(BTreeMap::new());
+            }
             Err(error) => return Err(Error::io("read", &path, error)),
         };
-        let damaged = || Error::new(Code::Damaged, format!("{} is not of version 1", path.display()));
+        let damaged =
+            || Error::new(Code::Damaged, format!("{} is not of version 1", path.display()));
         let value: serde_json::Value = serde_json::from_str(&text).map_err(|_| damaged())?;
         if value["version"] != 1 {
             return Err(damaged());
@@ -149,24 +152,24 @@ pub fn start(args: &cli::Start, as_json: bool) -> Result<()> {
     for finding in preflight::machine()? {
         finding.warning.warn(&finding.now, as_json);
     }
-    let seed = keys::load(&layout.key())?;
+    let key = keys::load(&layout.key())?;
     preflight::writable(layout.root())?;
     let payload = layout.payload(&config);
     preflight::writable(&payload)?;
     preflight::port(config.market.listen, "market")?;
     preflight::port(config.market.payload_listen, "payload")?;
-    let genesis = args.genesis.as_deref().map(read_genesis).transpose()?;
+    let genesis = genesis_of(args.genesis.as_deref(), &layout)?;
     check_genesis(genesis.as_ref(), &config)?;
 
-    let engine = start_engine(&layout, &config, &SigningKey::from_seed(seed.as_bytes()))?;
-    let (engine, events) = engine;
-    let cluster = start_cluster(&layout, &config, &seed, genesis).inspect_err(|_| engine.shutdown())?;
+    let (engine, events) = start_engine(&layout, &config, &key)?;
+    let cluster =
+        start_cluster(&layout, &config, &key, genesis).inspect_err(|_| engine.shutdown())?;
     let driver: Arc<dyn Driver> = Arc::new(cluster);
 
     let (wake, inbox) = channel();
     let (owed, owing) = channel();
     let trust = Arc::new(Datatrust {
-        chain: Chain::new(driver.clone(), SigningKey::from_seed(seed.as_bytes())),
+        chain: Chain::new(driver.clone(), key),
         engine,
         payload,
         interrupt,
@@ -186,6 +189,21 @@ pub fn start(args: &cli::Start, as_json: bool) -> Result<()> {
     trust.engine.shutdown();
     driver.shutdown();
     result
+}
+
+/// The genesis given, which is kept for the next start; else the one that is kept.
+fn genesis_of(given: Option<&std::path::Path>, layout: &Layout) -> Result<Option<Genesis>> {
+    let Some(given) = given else {
+        return match layout.genesis().exists() {
+            true => read_genesis(&layout.genesis()).map(Some),
+            false => Ok(None),
+        };
+    };
+    let genesis = read_genesis(given)?;
+    if !layout.genesis().exists() {
+        write_private(&layout.genesis(), genesis.to_text().as_bytes())?;
+    }
+    Ok(Some(genesis))
 }
 
 fn read_genesis(path: &std::path::Path) -> Result<Genesis> {
@@ -255,10 +273,10 @@ pub(crate) fn engine_error(error: EngineError) -> Error {
 fn start_cluster(
     layout: &Layout,
     config: &Config,
-    seed: &ed25519_dalek::SigningKey,
+    key: &SigningKey,
     genesis: Option<Genesis>,
 ) -> Result<Cluster> {
-    let mut made = ClusterConfig::new(layout.root(), seed.clone());
+    let mut made = ClusterConfig::new(layout.root(), key.clone());
     made.genesis = genesis;
     made.listen = Some(config.market.listen);
     made.advertise = config.market.advertise;
@@ -288,10 +306,14 @@ pub(crate) fn start_error(error: StartError, layout: &Layout) -> Error {
         StartError::Unreachable { .. } => {
             (Code::Unreachable, "check the address, or try another member's".to_owned())
         }
-        StartError::BadGenesis { .. } => (Code::Genesis, "ask the founders for the file".to_owned()),
+        StartError::BadGenesis { .. } => {
+            (Code::Genesis, "ask the founders for the file".to_owned())
+        }
         StartError::LastSignedLost { .. } => (
             Code::KeyFile,
-            format!("never copy a key: ringseed init --dir NEW and have it admitted (this one: {dir})"),
+            format!(
+                "never copy a key: ringseed init --dir NEW and have it admitted (this one: {dir})"
+            ),
         ),
         StartError::Damaged { .. } => {
             (Code::Damaged, format!("move {dir}/consensus away and join again"))
@@ -529,7 +551,11 @@ impl Datatrust {
         let missing = ids.into_iter().filter_map(|id| self.engine.listing_status(id));
         let promised_bytes =
             missing.map(|status| status.total_bytes.saturating_sub(status.have_bytes)).sum();
-        Ok(Room { free_bytes: preflight::free_bytes(&self.payload)?, reserve_bytes, promised_bytes })
+        Ok(Room {
+            free_bytes: preflight::free_bytes(&self.payload)?,
+            reserve_bytes,
+            promised_bytes,
+        })
     }
 
     fn fetch(&self, hash: Hash, want: &Want) -> Result<()> {

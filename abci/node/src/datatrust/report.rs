@@ -105,7 +105,8 @@ fn resident_bytes() -> u64 {
 fn resident_peak_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
+    let kib: Option<u64> =
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
     kib.unwrap_or(0) << 10
 }
 
@@ -118,8 +119,7 @@ fn offers(view: &State) -> Vec<([u8; 32], Offer, bool)> {
 
 fn local(trust: &Datatrust, hash: &[u8; 32]) -> (Option<Entry>, Option<ListingStatus>) {
     let entry = trust.book().get(hash).cloned();
-    let status =
-        entry.as_ref().and_then(Entry::id).and_then(|id| trust.engine.listing_status(id));
+    let status = entry.as_ref().and_then(Entry::id).and_then(|id| trust.engine.listing_status(id));
     (entry, status)
 }
 
@@ -133,12 +133,14 @@ pub(super) fn listings(trust: &Datatrust) -> Value {
         });
         rows.collect::<Vec<_>>()
     };
-    rows.into_iter().map(|(hash, offer, is_candidate, holders)| {
-        let (entry, status) = local(trust, &hash);
-        let mut row = row(&hash, &offer, is_candidate, entry.as_ref(), status.as_ref());
-        row["holders"] = json!(holders);
-        row
-    }).collect()
+    rows.into_iter()
+        .map(|(hash, offer, is_candidate, holders)| {
+            let (entry, status) = local(trust, &hash);
+            let mut row = row(&hash, &offer, is_candidate, entry.as_ref(), status.as_ref());
+            row["holders"] = json!(holders);
+            row
+        })
+        .collect()
 }
 
 /// One listing, candidate, or what is left of one here.
@@ -147,7 +149,8 @@ pub(super) fn listing(trust: &Datatrust, hash: &[u8; 32]) -> Value {
     let (offer, is_candidate, owner, holders, tombstone) = {
         let view = trust.chain.driver().view();
         let listing = view.listing(&id).map(|l| (l.offer.clone(), l.owner, false));
-        let found = listing.or_else(|| view.candidate(&id).map(|c| (c.offer.clone(), c.owner, true)));
+        let found =
+            listing.or_else(|| view.candidate(&id).map(|c| (c.offer.clone(), c.owner, true)));
         let holders: Vec<Value> = view.holders(&id).iter().map(|key| named(&view, key)).collect();
         let owner = found.as_ref().map(|(_, owner, _)| named(&view, owner));
         let is_candidate = found.as_ref().is_some_and(|(_, _, is_candidate)| *is_candidate);
@@ -212,7 +215,10 @@ fn row(
 }
 
 /// One word, and the reason where there is one.
-fn state_of(entry: Option<&Entry>, status: Option<&ListingStatus>) -> (&'static str, Option<String>) {
+fn state_of(
+    entry: Option<&Entry>,
+    status: Option<&ListingStatus>,
+) -> (&'static str, Option<String>) {
     let Some(entry) = entry else { return ("absent", None) };
     if let Some(fault) = &entry.fault {
         return ("refused", Some(fault.clone()));
@@ -300,7 +306,14 @@ mod tests {
 
     #[test]
     fn a_prefix_names_one_or_is_refused() {
-        let all = || [[0xab; 32], [0xac; 32], { let mut id = [0xab; 32]; id[31] = 0; id }].into_iter();
+        let all = || {
+            [[0xab; 32], [0xac; 32], {
+                let mut id = [0xab; 32];
+                id[31] = 0;
+                id
+            }]
+            .into_iter()
+        };
         let find = |text: &str| find_id(text, "listing", all());
         assert_eq!(find(&"ac".repeat(4)).unwrap(), [0xac; 32]);
         assert_eq!(find(&"AB".repeat(32)).unwrap(), [0xab; 32]);

@@ -70,6 +70,18 @@ impl Process {
         }
     }
 
+    /// Whether the process has ended well; one that failed is reported as [`Process::require_alive`]
+    /// does.
+    ///
+    /// # Errors
+    /// [`Code::ChildDied`].
+    pub fn has_succeeded(&mut self) -> Result<bool> {
+        match self.child.try_wait() {
+            Ok(Some(status)) if status.success() => Ok(true),
+            _ => self.require_alive().map(|()| false),
+        }
+    }
+
     /// The error that reports this process's end.
     fn died(&self, status: ExitStatus) -> Error {
         Error::new(Code::ChildDied, format!("{} ended: {status}", self.name))
