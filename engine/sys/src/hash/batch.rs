@@ -202,13 +202,25 @@ impl Queue {
 
 /// Hashes all of `messages` by `plan`.
 pub(super) fn run<'a, M: Messages<'a>>(plan: &Plan, messages: &mut M) {
+    // A short message must not pay for lanes that it does not use.
+    match messages.count().min(plan.width) {
+        0 => (),
+        1 => run_in::<1, M>(plan, messages),
+        2..=4 => run_in::<4, M>(plan, messages),
+        _ => run_in::<LANES_MAX, M>(plan, messages),
+    }
+}
+
+/// Hashes all of `messages` by `plan` in at most `LANES` lanes.
+fn run_in<'a, const LANES: usize, M: Messages<'a>>(plan: &Plan, messages: &mut M) {
     let start = plan.algo.start();
+    let width = plan.width.min(LANES);
     let mut queue = Queue::new(messages);
-    let mut lanes = [Lane::IDLE; LANES_MAX];
-    let mut states = [start; LANES_MAX];
+    let mut lanes = [Lane::IDLE; LANES];
+    let mut states = [start; LANES];
     let mut busy = 0;
     loop {
-        while busy < plan.width {
+        while busy < width {
             let Some(index) = queue.pop(messages) else { break };
             states[busy] = lanes[busy].start(messages, index, start);
             if lanes[busy].make_ready(messages) {
