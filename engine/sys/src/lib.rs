@@ -2,6 +2,7 @@
 pub mod arena;
 pub mod buf;
 pub mod dir;
+pub mod direct;
 pub mod file;
 pub mod hash;
 pub mod map;
@@ -11,5 +12,7 @@ pub mod process;
 pub mod ring;
 pub mod wake;
 
+#[cfg(test)]
+mod test_child;
 #[cfg(test)]
 mod test_dir;
