@@ -62,6 +62,12 @@ pub(super) enum Job {
         file: Arc<DataFile>,
         new_name: Option<Arc<Name>>,
     },
+    /// Ends a sync that failed on the ring: the page cache must not hide what was lost.
+    FailSync {
+        id: OpId,
+        file: Arc<DataFile>,
+        error: io::Error,
+    },
     /// Closing the last descriptor of a removed file frees its blocks, which may take long.
     Close {
         file: Arc<DataFile>,
@@ -185,7 +191,14 @@ fn run(job: Job) -> Option<Report> {
                 Some(name) => name.root.sync_parents(&name.path),
                 None => Ok(()),
             });
+            if synced.is_err() {
+                file.forget_cached();
+            }
             (id, Done::Synced(synced))
+        }
+        Job::FailSync { id, file, error } => {
+            file.forget_cached();
+            (id, Done::Synced(Err(error)))
         }
         Job::Close { file } => {
             drop(file);

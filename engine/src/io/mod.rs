@@ -61,6 +61,10 @@ pub enum OpenMode {
 
 /// An operation for the driver. Every operation with an `id` is answered by exactly one
 /// [`Completion`] with that id, also when it fails or its socket is closed under it.
+///
+/// A socket takes one [`Op::PollIn`] or [`Op::Recv`] and one [`Op::Send`] at a time: two receives, or
+/// two sends, in flight together have no order. Operations on a closed socket or file complete with
+/// `ECANCELED`. Operations on one file complete in any order.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the variants tell their fields")]
 pub enum Op {
@@ -86,9 +90,13 @@ pub enum Op {
     /// all is written. O_DIRECT where address, offset and length are aligned; a tail that is not
     /// aligned goes buffered.
     Write { id: OpId, file: FileId, offset_bytes: u64, buf: Extent, start: usize, len: usize },
-    /// Appends to or overwrites a small file of our own (the journal); answers [`Done::SmallWritten`].
+    /// Appends to or overwrites a small file of our own (the journal), through the page cache: not for
+    /// a file opened with `direct`. Answers [`Done::SmallWritten`].
     WriteSmall { id: OpId, file: FileId, offset_bytes: u64, data: Vec<u8> },
-    /// `fdatasync(2)`; answers [`Done::Synced`].
+    /// `fdatasync(2)`, and the first time the name of a file that was created; answers
+    /// [`Done::Synced`]. Covers the writes that were answered before. When it fails, everything written
+    /// since the last success is unknown, and what the page cache held of the file has been dropped:
+    /// a read tells what the device has.
     Sync { id: OpId, file: FileId },
     /// `fallocate(2)` mode 0, `len_bytes` from 0, and sets the length; answers [`Done::Allocated`].
     Allocate { id: OpId, file: FileId, len_bytes: u64 },

@@ -109,7 +109,7 @@ impl Driver {
         let mut machine = make_machine(waker);
         match self {
             Driver::Uring(mut driver) => {
-                let _ = told.send(Ok(("uring", driver.mode().to_string())));
+                let _ = told.send(Ok(("uring", driver.detail())));
                 driver.run(&mut machine)
             }
             Driver::Epoll(mut driver) => {

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringseed_sys::arena::Arena;
+use ringseed_sys::file::DataFile;
 use ringseed_sys::net::{self, Blocking};
-use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, RingMode, Task, Ticket};
+use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket};
 use ringseed_sys::wake::Waker;
 
 use super::disk::{DiskPool, Files, Job, canceled, refuse};
@@ -43,6 +44,7 @@ pub struct UringDriver {
     next_token: u64,
     next_sock: u64,
     done: VecDeque<Completion>,
+    registered_bytes: usize,
 }
 
 struct Socket {
@@ -60,6 +62,7 @@ enum On {
     Sock(SockId),
     Connecting(Arc<OwnedFd>),
     File,
+    Sync(Arc<DataFile>),
 }
 
 impl UringDriver {
@@ -73,9 +76,12 @@ impl UringDriver {
         arena: Option<&Arena>,
     ) -> Result<UringDriver, RingError> {
         let mut ring = Ring::new(RING_ENTRIES)?;
-        if let Some(arena) = arena {
-            let registered_bytes = ring.register_arena(arena, REGISTER_MAX_BYTES);
-            tracing::debug!(registered_bytes, "arena registered with the ring");
+        let registered_bytes =
+            arena.map_or(0, |arena| ring.register_arena(arena, REGISTER_MAX_BYTES));
+        if arena.is_some() && registered_bytes == 0 {
+            tracing::info!(
+                "no buffers registered: the memlock limit is small (ulimit -l, LimitMEMLOCK=)"
+            );
         }
         if let Some(listener) = &listener {
             // A ring wants sockets that wait, see `Blocking`.
@@ -94,12 +100,13 @@ impl UringDriver {
             next_token: TOKEN_FIRST,
             next_sock: 1,
             done: VecDeque::new(),
+            registered_bytes,
         })
     }
 
-    /// Which flags the ring runs with.
-    pub fn mode(&self) -> RingMode {
-        self.ring.mode()
+    /// Which flags the ring runs with, and how much of the arena is registered with it.
+    pub fn detail(&self) -> String {
+        format!("{}, {} KiB of buffers registered", self.ring.mode(), self.registered_bytes >> 10)
     }
 
     /// Runs the machine until it has stopped.
@@ -226,7 +233,10 @@ impl UringDriver {
                     Some(name) => {
                         self.disk.push(Job::Sync { id, file: found, new_name: Some(name) });
                     }
-                    None => self.start_on_file(id, Task::Sync { file: found }),
+                    None => {
+                        let on = On::Sync(found.clone());
+                        self.start_task(Pending { id, on }, Task::Sync { file: found });
+                    }
                 },
                 Err(error) => self.refuse(Op::Sync { id, file }, error),
             },
@@ -284,7 +294,13 @@ impl UringDriver {
             (TOKEN_LISTEN, Outcome::Accepted(accepted)) => self.handle_accepted(accepted),
             (token, outcome) => {
                 let pending = self.pending.remove(&token).expect("the ring answers each task once");
-                let done = self.done_of(token, pending.on, outcome);
+                let (outcome, on) = match (outcome, pending.on) {
+                    (Outcome::Synced(Err(error)), On::Sync(file)) => {
+                        return self.disk.push(Job::FailSync { id: pending.id, file, error });
+                    }
+                    other => other,
+                };
+                let done = self.done_of(token, on, outcome);
                 self.done.push_back(Completion { id: pending.id, done });
             }
         }

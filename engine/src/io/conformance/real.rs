@@ -209,3 +209,45 @@ fn each_driver_says_its_name() {
         std::fs::remove_dir_all(folder).unwrap();
     }
 }
+
+/// A process out of descriptors pauses accepting instead of spinning, and goes on when some are free.
+/// In a process of its own, because the limit is one for all.
+#[test]
+fn accepting_pauses_when_descriptors_run_out() {
+    const CHILD: &str = "RINGSEED_TEST_DESCRIPTORS";
+    const NAME: &str = "io::conformance::real::accepting_pauses_when_descriptors_run_out";
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", NAME, "--test-threads=1"]).env(CHILD, "1").output();
+        let text = String::from_utf8_lossy(&output.as_ref().unwrap().stdout).into_owned();
+        assert!(output.unwrap().status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    for driver in [IoDriver::Uring, IoDriver::Epoll] {
+        let mut bench = Bench::new(rig(driver));
+        let addr = bench.rig.addr(0);
+        let clients: Vec<_> = (0..12).map(|_| net::socket(addr, Blocking::Yes).unwrap()).collect();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open + 4), ..limit }).unwrap();
+        for client in &clients {
+            assert!(net::connect(client.as_fd(), addr).unwrap());
+        }
+        let accepted = |done| assert!(matches!(done, Done::Accepted { .. }));
+        for _ in 0..2 {
+            accepted(bench.wait(0, OpId(0)));
+        }
+        let before = ringseed_sys::process::usage();
+        std::thread::sleep(Duration::from_millis(400));
+        let after = ringseed_sys::process::usage();
+        let busy = (after.user + after.system) - (before.user + before.system);
+        assert!(busy < Duration::from_millis(100), "{driver:?} spins: {busy:?}");
+        setrlimit(Resource::Nofile, limit).unwrap();
+        for _ in 2..clients.len() {
+            accepted(bench.wait(0, OpId(0)));
+        }
+        drop(clients);
+        bench.stop();
+    }
+}

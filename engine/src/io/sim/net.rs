@@ -23,7 +23,6 @@ pub(super) struct Conn {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) node: usize,
-    pub(super) sock: SockId,
     pub(super) is_open: bool,
     /// Arrived and not yet received.
     incoming: VecDeque<u8>,
@@ -56,10 +55,9 @@ pub(super) enum Arrival {
 }
 
 impl End {
-    fn new(node: usize, sock: SockId, now: Instant) -> End {
+    fn new(node: usize, now: Instant) -> End {
         End {
             node,
-            sock,
             is_open: true,
             incoming: VecDeque::new(),
             travelling: 0,
@@ -119,7 +117,7 @@ impl Core {
         let (out, taken) = (self.nodes[node].take_sock(), self.nodes[listener].take_sock());
         let conn = self.next_conn;
         self.next_conn += 1;
-        let ends = [End::new(node, out, self.now), End::new(listener, taken, self.now)];
+        let ends = [End::new(node, self.now), End::new(listener, self.now)];
         self.conns.insert(conn, Conn { ends });
         self.nodes[node].sockets.insert(out, (conn, 0));
         self.nodes[listener].sockets.insert(taken, (conn, 1));
