@@ -197,10 +197,11 @@ impl Shard {
 
     /// A request will not be answered.
     pub(super) fn request_failed(&mut self, id: ConnId, listing: ListingId, block: BlockRef) {
+        let now = self.now;
         if let Some(active) = self.active.get_mut(&listing)
             && let Some((swarm, key)) = active.requests.with_peer(id)
         {
-            swarm.handle_rejected(key, block);
+            swarm.handle_rejected(now, key, block);
         }
         self.planning.insert(listing);
     }
@@ -331,7 +332,7 @@ impl Shard {
         self.touched.insert(id);
         let Some(active) = self.active.get_mut(&listing) else { return true };
         if let Some(swarm) = &mut active.requests.swarm {
-            refused.into_iter().for_each(|block| swarm.handle_rejected(key, block));
+            refused.into_iter().for_each(|block| swarm.handle_unsent(key, block));
         }
         has_room
     }

@@ -41,7 +41,8 @@ impl Swarm {
     pub fn plan(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
         out.requests.clear();
         out.short_of_budget = false;
-        let Some(peer) = self.peers.get(&key).filter(|peer| !peer.choked && peer.useful > 0) else {
+        let willing = |peer: &&super::Peer| !peer.choked && peer.refuses_until.is_none();
+        let Some(peer) = self.peers.get(&key).filter(willing).filter(|peer| peer.useful > 0) else {
             return;
         };
         let was_idle = peer.asked.is_empty();
@@ -139,11 +140,12 @@ impl Swarm {
             self.give(now, key, extent, false, budget);
             return true;
         }
-        if !*short_of_budget && self.may_steal(now, key) {
-            if let Some(extent) = self.find(key, true, budget, short_of_budget) {
-                self.give(now, key, extent, true, budget);
-                return true;
-            }
+        if !*short_of_budget
+            && self.may_steal(now, key)
+            && let Some(extent) = self.find(key, true, budget, short_of_budget)
+        {
+            self.give(now, key, extent, true, budget);
+            return true;
         }
         if *short_of_budget {
             return false;
@@ -291,7 +293,8 @@ impl Swarm {
             return false;
         }
         let idle = peer.idle_since.is_some_and(|since| since + IDLE_PATIENCE <= now);
-        if !idle && !(peer.stealing && peer.idle_since.is_none()) {
+        let going_on = peer.stealing && peer.idle_since.is_none();
+        if !idle && !going_on {
             return false;
         }
         self.give_up_stalled(now, key);

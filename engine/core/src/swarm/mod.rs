@@ -9,7 +9,7 @@
 //!   data arrives in runs that fill a buffer, the hash lanes and a disk write. Pieces that are started
 //!   come first, then the rarest, ties at random.
 //! - **A peer's pipeline follows its rate**: about 300 ms of it.
-//! - **Shares** ([`shares`]): several receivers of one listing each take their own share from the
+//! - **Shares**: several receivers of one listing each take their own share from the
 //!   seeds and the rest from each other.
 //! - **Burden** ([`Burden`]): among sources with room the one that has borne least, per capacity it
 //!   declared, is asked first, over all listings.
@@ -48,6 +48,12 @@ const PIPELINE_MAX: u32 = 512;
 /// how often a starving peer is looked at again.
 const IDLE_PATIENCE: Duration = Duration::from_millis(100);
 
+/// So many rejects without a block between them, and a peer is left alone for [`REJECT_PAUSE`]: else it
+/// would be asked and refuse in a circle. A choke brings as many rejects as were outstanding.
+const REJECTS_MAX: u32 = 64;
+/// How long a peer that only rejects is left alone.
+const REJECT_PAUSE: Duration = Duration::from_secs(1);
+
 /// Name of a peer in one [`Swarm`]; never used again after [`Swarm::remove_peer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerKey(pub u32);
@@ -74,7 +80,7 @@ pub struct Budget {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Planned {
     /// To be asked of the planned peer, in this order. What its channel does not take goes back by
-    /// [`Swarm::handle_rejected`].
+    /// [`Swarm::handle_unsent`].
     pub requests: Vec<BlockRef>,
     /// The budget, and nothing else, kept the peer from getting more: call [`Swarm::wake_all`] when
     /// there is room again.
@@ -119,6 +125,9 @@ struct Peer {
     /// A receiver of which nothing was heard while we starved: its share is everyone's.
     stalled: bool,
     last_news: Instant,
+    /// Rejects since its last block.
+    rejects: u32,
+    refuses_until: Option<Instant>,
 }
 
 /// One listing's sources and missing work.
@@ -234,6 +243,8 @@ impl Swarm {
             snubbed: false,
             stalled: false,
             last_news: now,
+            rejects: 0,
+            refuses_until: None,
         };
         self.peers.insert(key, peer);
         key
@@ -352,8 +363,21 @@ impl Swarm {
         self.wake_all();
     }
 
-    /// A request will not be answered, or could not be sent.
-    pub fn handle_rejected(&mut self, key: PeerKey, block: BlockRef) {
+    /// The peer will not answer a request (BEP 6).
+    pub fn handle_rejected(&mut self, now: Instant, key: PeerKey, block: BlockRef) {
+        self.handle_unsent(key, block);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.rejects += 1;
+            if peer.rejects >= REJECTS_MAX {
+                peer.rejects = 0;
+                peer.refuses_until = Some(now + REJECT_PAUSE);
+                self.wake_by(now + REJECT_PAUSE);
+            }
+        }
+    }
+
+    /// A planned request could not be sent: it goes back.
+    pub fn handle_unsent(&mut self, key: PeerKey, block: BlockRef) {
         self.take_back(key, block);
         if let Some(peer) = self.peers.get_mut(&key) {
             let owned = std::mem::take(&mut peer.owned);
@@ -392,6 +416,7 @@ impl Swarm {
             peer.rate.record(now, len);
             peer.last_block = now;
             peer.snubbed = false;
+            peer.rejects = 0;
             forget(peer, block);
             if !peer.seed {
                 self.relay_flow.record(now, len);
@@ -489,7 +514,8 @@ impl Swarm {
     pub fn poll_ready(&mut self, burden: &Burden) -> Option<PeerKey> {
         let room = |key: &PeerKey| {
             self.peers.get(key).is_some_and(|peer| {
-                !peer.choked && peer.useful > 0 && (peer.asked.len() as u32) < pipeline_max(peer)
+                let willing = !peer.choked && peer.refuses_until.is_none();
+                willing && peer.useful > 0 && (peer.asked.len() as u32) < pipeline_max(peer)
             })
         };
         self.ready.retain(room);
@@ -516,6 +542,12 @@ impl Swarm {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.wake_at.is_some_and(|at| at <= now) {
             self.wake_at = None;
+            for peer in self.peers.values_mut() {
+                peer.refuses_until = peer.refuses_until.filter(|&until| until > now);
+            }
+            if let Some(next) = self.peers.values().filter_map(|peer| peer.refuses_until).min() {
+                self.wake_by(next);
+            }
             self.wake_all();
         }
     }

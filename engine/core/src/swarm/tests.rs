@@ -198,7 +198,7 @@ impl World {
                 let source = &mut self.sources[pick(peer)];
                 if !source.queue.is_empty() {
                     let block = source.queue.remove(0);
-                    self.swarm.handle_rejected(source.key, block);
+                    self.swarm.handle_rejected(self.now, source.key, block);
                 }
             }
             Step::Choke(peer) if count > 0 => {
@@ -241,7 +241,7 @@ impl World {
                 source.has.clear(piece);
                 self.swarm.handle_dont_have(source.key, piece);
                 for block in lost {
-                    self.swarm.handle_rejected(source.key, block);
+                    self.swarm.handle_rejected(self.now, source.key, block);
                 }
             }
             Step::Corrupt => self.corrupt = true,
@@ -468,4 +468,22 @@ fn seeds_are_not_asked_while_receivers_are_expected() {
     assert_eq!(world.swarm.poll_timeout(), Some(until));
     world.step(Step::Wait(300));
     assert!(!world.sources[0].queue.is_empty());
+}
+
+#[test]
+fn a_peer_that_only_rejects_is_left_alone_for_a_while() {
+    let mut world = started(1, 20);
+    let mut rejected = 0;
+    while !world.sources[0].queue.is_empty() {
+        world.step(Step::Reject(0));
+        let key = world.sources[0].key;
+        world.swarm.ready.insert(key);
+        world.plan();
+        rejected += 1;
+        assert!(rejected < 1000, "asked and refused in a circle");
+    }
+    assert_eq!(world.swarm.poll_timeout(), Some(world.now + REJECT_PAUSE));
+    world.step(Step::Wait(1000));
+    assert!(!world.sources[0].queue.is_empty());
+    world.finish();
 }

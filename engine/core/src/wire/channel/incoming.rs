@@ -1,0 +1,249 @@
+//! What the peer says on a channel: every message but blocks.
+
+use super::super::error::LinkError;
+use super::super::extension::{ExtendedHandshake, MetadataMessage, decode_dont_have, ours};
+use super::super::message::{Message, RawBlock};
+use super::{
+    ANSWER_BYTES_MAX, CHOKED_REQUESTS_SLACK, Channel, ChannelEvent, Out, USELESS_HAVES_MAX,
+};
+use crate::bitfield::Bitfield;
+use crate::geometry::{BlockRef, GeometryError, PIECE_COUNT_MAX};
+
+impl Channel {
+    /// Takes in any message but `piece`.
+    pub(in super::super) fn handle_message(
+        &mut self,
+        message: Message<'_>,
+    ) -> Result<(), LinkError> {
+        match message {
+            Message::KeepAlive | Message::Unknown { .. } | Message::Piece { .. } => {}
+            Message::Choke => self.handle_choke(),
+            Message::Unchoke => {
+                if std::mem::replace(&mut self.peer_choking, false) {
+                    self.events.push_back(ChannelEvent::Unchoked);
+                }
+            }
+            Message::Interested => {
+                if !std::mem::replace(&mut self.peer_interested, true) {
+                    self.events.push_back(ChannelEvent::Interested);
+                }
+            }
+            Message::NotInterested => {
+                if std::mem::replace(&mut self.peer_interested, false) {
+                    self.events.push_back(ChannelEvent::NotInterested);
+                }
+            }
+            Message::Bitfield(bytes) => self.handle_availability(Err(bytes))?,
+            Message::HaveAll => self.handle_availability(Ok(true))?,
+            Message::HaveNone => self.handle_availability(Ok(false))?,
+            Message::Have(raw) => self.handle_have(raw)?,
+            Message::Request(raw) => self.handle_request(raw)?,
+            Message::Cancel(raw) => {
+                if let Some(block) = self.peer_block(raw)?
+                    && self.forget_peer_request(block)
+                {
+                    // BEP 6: a cancelled request is answered, too.
+                    self.push_reject(raw);
+                    self.events.push_back(ChannelEvent::Cancelled(block));
+                }
+            }
+            Message::Reject(raw) => self.handle_reject(raw)?,
+            Message::Suggest(raw) => {
+                if let Some(geometry) = &self.config.geometry {
+                    self.events.push_back(ChannelEvent::Suggest(geometry.piece(raw)?));
+                }
+            }
+            Message::AllowedFast(raw) => {
+                if let Some(geometry) = &self.config.geometry {
+                    self.events.push_back(ChannelEvent::AllowedFast(geometry.piece(raw)?));
+                }
+            }
+            Message::Extended { id, payload } => self.handle_extended(id, payload)?,
+            Message::HashRequest(request) => {
+                self.check_replies()?;
+                if self.out_bytes > ANSWER_BYTES_MAX {
+                    self.send_hash_reject(request);
+                } else {
+                    self.events.push_back(ChannelEvent::HashRequest(request));
+                }
+            }
+            Message::Hashes { request, hashes } => {
+                self.forget_hash_request(request)?;
+                let (hashes, _) = hashes.as_chunks::<32>();
+                let hashes = hashes.to_vec();
+                self.events.push_back(ChannelEvent::Hashes { request, hashes });
+            }
+            Message::HashReject(request) => {
+                self.forget_hash_request(request)?;
+                self.events.push_back(ChannelEvent::HashesRejected(request));
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_choke(&mut self) {
+        if std::mem::replace(&mut self.peer_choking, true) {
+            return;
+        }
+        let mut dropped = Vec::new();
+        if !self.reserved.fast() {
+            dropped.extend(self.outstanding.drain(..));
+            self.out.retain(|out| !matches!(out, Out::Plain(Message::Request(_))));
+            // Some may be on the wire already.
+            dropped.iter().for_each(|&block| self.give_up(block));
+            self.waiting_since = None;
+        }
+        self.events.push_back(ChannelEvent::Choked { dropped });
+    }
+
+    fn handle_availability(&mut self, said: Result<bool, &[u8]>) -> Result<(), LinkError> {
+        if std::mem::replace(&mut self.availability_said, true) {
+            return Err(LinkError::AvailabilityTwice);
+        }
+        let Some(geometry) = &self.config.geometry else {
+            self.raw.first = Some(said.map_err(<[u8]>::to_vec));
+            return Ok(());
+        };
+        let count = geometry.piece_count();
+        self.peer_has = Some(match said {
+            Ok(true) => Bitfield::full(count),
+            Ok(false) => Bitfield::new(count),
+            Err(bytes) => Bitfield::from_wire(bytes, count)?,
+        });
+        self.events.push_back(ChannelEvent::Availability);
+        Ok(())
+    }
+
+    fn handle_have(&mut self, raw: u32) -> Result<(), LinkError> {
+        let first = !std::mem::replace(&mut self.availability_said, true);
+        let Some(geometry) = &self.config.geometry else {
+            if raw >= PIECE_COUNT_MAX {
+                let count = PIECE_COUNT_MAX;
+                return Err(GeometryError::PieceOutOfRange { raw, count }.into());
+            }
+            let byte_index = (raw / 8) as usize;
+            if self.raw.haves.len() <= byte_index {
+                self.raw.haves.resize(byte_index + 1, 0);
+            }
+            self.raw.haves[byte_index] |= 0x80 >> (raw % 8);
+            return Ok(());
+        };
+        let piece = geometry.piece(raw)?;
+        let count = geometry.piece_count();
+        let has = self.peer_has.get_or_insert_with(|| Bitfield::new(count));
+        let news = has.set(piece);
+        if first {
+            self.events.push_back(ChannelEvent::Availability);
+        } else if news {
+            self.events.push_back(ChannelEvent::Have(piece));
+        } else {
+            self.count_useless_have()?;
+        }
+        Ok(())
+    }
+
+    fn count_useless_have(&mut self) -> Result<(), LinkError> {
+        self.useless_haves += 1;
+        let flood = self.useless_haves > USELESS_HAVES_MAX;
+        if flood { Err(LinkError::Flood { what: "haves" }) } else { Ok(()) }
+    }
+
+    fn handle_request(&mut self, raw: RawBlock) -> Result<(), LinkError> {
+        self.check_replies()?;
+        let block = self.peer_block(raw)?;
+        let full = self.peer_requests.len() >= self.bounds.requests_in_max as usize;
+        match block {
+            Some(block) if !self.choking && !full => {
+                if !self.peer_requests.contains(&block) {
+                    self.peer_requests.push_back(block);
+                    self.events.push_back(ChannelEvent::Request(block));
+                }
+            }
+            _ => {
+                // Choked, too many, or a torrent that we know nothing of yet.
+                self.choked_requests += 1;
+                if self.choked_requests > self.bounds.requests_in_max + CHOKED_REQUESTS_SLACK {
+                    return Err(LinkError::Flood { what: "requests" });
+                }
+                self.push_reject(raw);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_reject(&mut self, raw: RawBlock) -> Result<(), LinkError> {
+        let block = self.peer_block(raw)?;
+        let not_requested = LinkError::RejectNotRequested { block: raw };
+        let block = block.ok_or(not_requested.clone())?;
+        if self.forget_outstanding(block) {
+            if self.outstanding.is_empty() {
+                self.waiting_since = None;
+            }
+            self.events.push_back(ChannelEvent::Rejected(block));
+            Ok(())
+        } else if self.forget_given_up(block) {
+            Ok(())
+        } else {
+            Err(not_requested)
+        }
+    }
+
+    fn handle_extended(&mut self, id: u8, payload: &[u8]) -> Result<(), LinkError> {
+        match id {
+            ours::HANDSHAKE => {
+                let extended = ExtendedHandshake::decode(payload)?;
+                self.peer_extended = Some(extended.clone());
+                self.events.push_back(ChannelEvent::Extended(extended));
+            }
+            ours::METADATA => self.handle_metadata(MetadataMessage::decode(payload)?)?,
+            ours::DONT_HAVE => {
+                let raw = decode_dont_have(payload)?;
+                if let Some(geometry) = &self.config.geometry {
+                    let piece = geometry.piece(raw)?;
+                    if self.peer_has.as_mut().is_some_and(|has| has.clear(piece)) {
+                        self.events.push_back(ChannelEvent::DontHave(piece));
+                    }
+                    self.count_useless_have()?;
+                } else if let Some(byte) = self.raw.haves.get_mut((raw / 8) as usize) {
+                    *byte &= !(0x80 >> (raw % 8));
+                }
+            }
+            ours::UPLOAD_ONLY => {
+                let on = payload.first().is_some_and(|&on| on != 0);
+                if let Some(extended) = &mut self.peer_extended {
+                    extended.upload_only = on;
+                }
+            }
+            _ => {} // an id that we have not given out; BEP 10 says to ignore it
+        }
+        Ok(())
+    }
+
+    fn handle_metadata(&mut self, message: MetadataMessage<'_>) -> Result<(), LinkError> {
+        let event = match message {
+            MetadataMessage::Request { index } => {
+                self.check_replies()?;
+                if self.out_bytes > ANSWER_BYTES_MAX {
+                    self.send_metadata_reject(index);
+                    return Ok(());
+                }
+                ChannelEvent::MetadataRequest { index }
+            }
+            MetadataMessage::Data { index, total_len_bytes, data } => {
+                ChannelEvent::MetadataPiece { index, total_len_bytes, data: data.to_vec() }
+            }
+            MetadataMessage::Reject { index } => ChannelEvent::MetadataRejected { index },
+            MetadataMessage::Unknown => return Ok(()),
+        };
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    /// A block as the peer names it; `None` while the layout is unknown.
+    fn peer_block(&self, raw: RawBlock) -> Result<Option<BlockRef>, LinkError> {
+        let Some(geometry) = &self.config.geometry else {
+            return Ok(None);
+        };
+        Ok(Some(geometry.block(raw.piece, raw.begin, raw.len)?))
+    }
+}
