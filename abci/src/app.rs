@@ -181,7 +181,8 @@ impl Application for LedgerApp {
         });
         let Ok((result, decoded)) = std::panic::catch_unwind(check) else {
             tracing::error!(tx = %Tx::hash_of(tx), "checking a transaction panicked: it is refused");
-            return TxResult { code: TxCode::Malformed, info: "the check failed".into() };
+            let info = "the check failed".into();
+            return TxResult { code: TxCode::Malformed, info, events: Vec::new() };
         };
         if let (true, Some(tx)) = (result.is_ok(), decoded) {
             pending.add(tx.signer, tx.nonce);
@@ -249,6 +250,10 @@ impl Application for LedgerApp {
             disk.log.truncate(HEADER_LEN_BYTES).map_err(storage)?;
         }
         Ok(self.info())
+    }
+
+    fn abandon(&self) {
+        *self.executed() = None;
     }
 
     /// `/height`, `/app_hash`, `/nonce` (data: key), `/value` and `/proof` (data: a state key).
@@ -374,6 +379,7 @@ fn finalized(outcome: &BlockOutcome) -> FinalizedBlock {
     let updates = outcome.validator_updates.iter();
     FinalizedBlock {
         tx_results: outcome.results.iter().cloned().map(tx_result).collect(),
+        events: outcome.events.clone(),
         validator_updates: updates.map(|u| Validator { key: u.key.0, power: u.power }).collect(),
         app_hash: outcome.app_hash.0,
     }
@@ -386,7 +392,7 @@ fn tx_result(result: ringseed_ledger::TxResult) -> TxResult {
         (false, true) => result.code.text().to_owned(),
         (false, false) => format!("{}: {}", result.code.text(), result.info),
     };
-    TxResult { code: result.code, info }
+    TxResult { code: result.code, info, events: result.events }
 }
 
 fn encode_record(block_id: &BlockId, delta: &Delta) -> Vec<u8> {

@@ -2,7 +2,7 @@
 //! ABCI 2.0. `solo`, `cluster` and the socket shim all drive the same [`Application`], and
 //! [`crate::grammar::Recogniser`] checks in tests that they do it by the same grammar.
 
-use ringseed_ledger::TxCode;
+use ringseed_ledger::{Event, TxCode};
 use thiserror::Error;
 
 use crate::cluster::certificate::{BlockId, Validator};
@@ -32,6 +32,8 @@ pub struct TxResult {
     pub code: TxCode,
     /// The same for people.
     pub info: String,
+    /// What the transaction did by itself.
+    pub events: Vec<Event>,
 }
 
 /// A block as the application sees it: proposed or decided.
@@ -52,6 +54,8 @@ pub struct Proposal<'a> {
 pub struct FinalizedBlock {
     /// One result per transaction, in order.
     pub tx_results: Vec<TxResult>,
+    /// What followed from the transactions at the end of the block.
+    pub events: Vec<Event>,
     /// New powers, effective two heights later.
     pub validator_updates: Vec<Validator>,
     /// App hash after the block.
@@ -147,6 +151,8 @@ pub trait Application: Send + Sync {
     /// # Errors
     /// See [`ApplicationError`].
     fn commit(&self) -> Result<Info, ApplicationError>;
+    /// Throws away what was executed and not committed: whoever drives starts from `info` again.
+    fn abandon(&self);
     /// Reads committed state; `path` as the ledger's documentation names it.
     fn query(&self, path: &str, data: &[u8]) -> Result<Vec<u8>, String>;
     /// Snapshots that can be served.

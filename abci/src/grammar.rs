@@ -5,6 +5,8 @@
 //! height = (prepare | process)* finalize+ commit (finalize again only for the same block)
 //! ```
 //! `info`, `check_tx`, `query` and the snapshot calls are allowed at any time after the first `info`.
+//! A driver that breaks off leaves its height where it was; a snapshot takes the place of `init_chain`
+//! and of the heights before it.
 
 use std::sync::{Arc, Mutex};
 
@@ -29,6 +31,10 @@ pub enum Call {
     Finalize(u64, BlockId),
     /// It is made durable.
     Commit,
+    /// The driver is gone: what was executed and not committed does not count.
+    Abandon,
+    /// A snapshot of a height is in place.
+    Restored(u64),
 }
 
 /// Follows the calls of one run and tells the first that is not due.
@@ -56,6 +62,15 @@ impl Recogniser {
         let due = height + 1;
         match call {
             Call::Info(_) => return Ok(()),
+            Call::Abandon => {
+                self.executed = None;
+                return Ok(());
+            }
+            Call::Restored(height) if self.needs_init => {
+                self.needs_init = false;
+                self.height = Some(height);
+                return Ok(());
+            }
             Call::InitChain if self.needs_init => {
                 self.needs_init = false;
                 return Ok(());
@@ -147,6 +162,13 @@ impl<A: Application> Application for Checked<A> {
         self.accept(Call::Commit);
         self.inner.commit()
     }
+    fn abandon(&self) {
+        // A driver may break off before its handshake.
+        if self.recogniser().height.is_some() {
+            self.accept(Call::Abandon);
+        }
+        self.inner.abandon();
+    }
     fn query(&self, path: &str, data: &[u8]) -> Result<Vec<u8>, String> {
         self.inner.query(path, data)
     }
@@ -160,7 +182,11 @@ impl<A: Application> Application for Checked<A> {
         self.inner.offer_snapshot(offer, app_hash)
     }
     fn apply_snapshot_chunk(&self, chunk_index: u32, chunk: &[u8]) -> SnapshotVerdict {
-        self.inner.apply_snapshot_chunk(chunk_index, chunk)
+        let verdict = self.inner.apply_snapshot_chunk(chunk_index, chunk);
+        if verdict == SnapshotVerdict::Done {
+            self.accept(Call::Restored(self.inner.info().height));
+        }
+        verdict
     }
 }
 

@@ -30,7 +30,7 @@ impl Node {
                 self.waiters.entry(hash).or_default().push(reply);
             }
             Err(Refused::NoRoom) => drop(reply.send(Err(SubmitError::Full))),
-            Err(Refused::Check(TxResult { code, info })) => {
+            Err(Refused::Check(TxResult { code, info, .. })) => {
                 let _ = reply.send(Err(SubmitError::Refused { code, info }));
             }
         }
@@ -51,7 +51,8 @@ impl Node {
         let hash = Tx::hash_of(&bytes);
         let tx = Tx::decode(&bytes).map_err(|error| {
             let code = TxCode::from(&error);
-            Refused::Check(TxResult { code, info: format!("{}: {error}", code.text()) })
+            let info = format!("{}: {error}", code.text());
+            Refused::Check(TxResult { code, info, events: Vec::new() })
         })?;
         match self.mempool.room_for(&hash, &tx.signer) {
             Ok(()) => {}
@@ -85,7 +86,7 @@ impl Node {
             }
             keep
         });
-        for (hash, TxResult { code, info }) in refused {
+        for (hash, TxResult { code, info, .. }) in refused {
             for waiter in self.waiters.remove(&hash).unwrap_or_default() {
                 let _ = waiter.send(Err(SubmitError::Refused { code, info: info.clone() }));
             }
