@@ -253,20 +253,22 @@ pub trait Driver: Send + Sync {
     fn shutdown(&self);
 }
 
-/// Tells subscribers about committed heights.
+/// Tells subscribers about committed heights; the drivers share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Heights(Arc<Mutex<Vec<SyncSender<u64>>>>);
+pub struct Heights(Arc<Mutex<Vec<SyncSender<u64>>>>);
 
 impl Heights {
     /// How many heights a subscriber may lag behind.
     const LAG_MAX: usize = 1024;
 
+    /// Heights from now on.
     pub(crate) fn subscribe(&self) -> Receiver<u64> {
         let (sender, receiver) = sync_channel(Self::LAG_MAX);
         self.0.lock().expect("no panic under this lock").push(sender);
         receiver
     }
 
+    /// Tells everybody.
     pub(crate) fn publish(&self, height: u64) {
         let mut senders = self.0.lock().expect("no panic under this lock");
         // A full queue wakes its reader anyway, and the reader then reads the view.

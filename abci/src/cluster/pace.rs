@@ -15,6 +15,17 @@ const ABSENT_PROPOSER_WAIT: Duration = Duration::from_millis(100);
 /// The wait is stretched to this multiple of what proposals took lately.
 const WAIT_FACTOR: u32 = 4;
 
+/// What we know of the proposer of a round. Only waits depend on it, never a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProposerSeen {
+    /// It is us, or it is connected and proposed when it was due.
+    Well,
+    /// It is connected and let its last turn pass: frozen, perhaps.
+    MissedItsTurn,
+    /// There is no connection: it is dead, or its proposal can only come through others.
+    NotConnected,
+}
+
 /// The clockwork between and inside heights.
 #[derive(Clone, Debug)]
 pub struct Pace {
@@ -66,17 +77,20 @@ impl Pace {
         }
     }
 
-    /// How long a timer of a round runs. `proposer_is_near`: it is us, or we are connected to it.
-    pub fn wait(&self, kind: TimerKind, round: u32, proposer_is_near: bool) -> Duration {
+    /// How long a timer of a round runs.
+    pub fn wait(&self, kind: TimerKind, round: u32, proposer: ProposerSeen) -> Duration {
         let wait = self.timeouts.duration(kind, round);
         if kind != TimerKind::Propose {
             return wait;
         }
-        if !proposer_is_near {
-            let further = self.timeouts.delta.saturating_mul(round);
-            return (ABSENT_PROPOSER_WAIT + further).min(self.timeouts.max);
-        }
-        wait.max(self.proposal_wait * WAIT_FACTOR).min(self.timeouts.max)
+        let wait = match proposer {
+            ProposerSeen::Well => wait.max(self.proposal_wait * WAIT_FACTOR),
+            ProposerSeen::MissedItsTurn => wait / 2,
+            ProposerSeen::NotConnected => {
+                ABSENT_PROPOSER_WAIT + self.timeouts.delta.saturating_mul(round)
+            }
+        };
+        wait.min(self.timeouts.max)
     }
 
     /// Time since the last commit.
@@ -107,15 +121,23 @@ mod tests {
     fn a_dead_proposer_costs_little_and_a_slow_one_is_waited_for() {
         let start = Instant::now();
         let mut pace = Pace::new(MIN, IDLE, start);
-        assert_eq!(pace.wait(TimerKind::Propose, 0, false), ABSENT_PROPOSER_WAIT);
-        assert_eq!(pace.wait(TimerKind::Propose, 0, true), Duration::from_millis(400));
-        assert!(pace.wait(TimerKind::Propose, 3, true) > Duration::from_millis(1_000));
-        assert_eq!(pace.wait(TimerKind::Prevote, 1_000_000, true), pace.timeouts.max);
+        assert_eq!(
+            pace.wait(TimerKind::Propose, 0, ProposerSeen::NotConnected),
+            ABSENT_PROPOSER_WAIT
+        );
+        assert_eq!(
+            pace.wait(TimerKind::Propose, 0, ProposerSeen::Well),
+            Duration::from_millis(400)
+        );
+        assert!(
+            pace.wait(TimerKind::Propose, 3, ProposerSeen::Well) > Duration::from_millis(1_000)
+        );
+        assert_eq!(pace.wait(TimerKind::Prevote, 1_000_000, ProposerSeen::Well), pace.timeouts.max);
         for round in 0..100 {
             let began = start + Duration::from_secs(round);
             pace.round_began(began);
             pace.proposal_came(began + Duration::from_millis(300));
         }
-        assert!(pace.wait(TimerKind::Propose, 0, true) > Duration::from_secs(1));
+        assert!(pace.wait(TimerKind::Propose, 0, ProposerSeen::Well) > Duration::from_secs(1));
     }
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringseed_ledger::{SigningKey, Tx, TxBody};
 
@@ -28,6 +28,9 @@ const WRITE_STEP_LEN_BYTES: usize = 64 << 10;
 /// Transactions that a key unknown to the ledger may send on one connection: its registration, and
 /// again after a lost block.
 const STRANGER_TXS_MAX: u32 = 4;
+/// Questions that such a key gets answered per second on one connection; it waits for more. Blocks
+/// come up to 256 at a time, so catching up is not slowed down by it.
+const STRANGER_ANSWERS_PER_SECOND: u32 = 32;
 
 /// Proves both keys to each other on a fresh connection. `ours.nonce` must be fresh.
 ///
@@ -144,6 +147,7 @@ impl Mesh {
     fn read_all(&self, peer: &Peer) -> Result<(), FrameError> {
         let mut input = BufReader::with_capacity(16 << 10, &peer.stream);
         let mut stranger_txs = 0;
+        let mut answers = (Instant::now(), 0);
         while !self.is_stopping() {
             let is_member = self.is_member(&peer.key);
             // Who we dialled as a newcomer sends us blocks before our replay knows it.
@@ -151,6 +155,9 @@ impl Mesh {
             let cap = if trusted_len { FRAME_LEN_BYTES_MAX } else { FRAME_LEN_BYTES_MAX_UNKNOWN };
             let frame = Frame::read_from(&mut input, cap)?;
             if let Some(answer) = self.0.serve.answer(&frame) {
+                if !is_member {
+                    hold_back(&mut answers);
+                }
                 peer.enqueue(answer.to_bytes().into());
                 continue;
             }
@@ -159,7 +166,9 @@ impl Mesh {
                 Frame::Tx(_) if is_member => true,
                 Frame::Tx(tx) => {
                     stranger_txs += 1;
-                    stranger_txs <= STRANGER_TXS_MAX && is_registration_of(tx, &peer.key)
+                    stranger_txs <= STRANGER_TXS_MAX
+                        && is_registration_of(tx, &peer.key)
+                        && self.0.registrations.lock().expect("no panic here").take(Instant::now())
                 }
                 Frame::Consensus(_) | Frame::Body { .. } | Frame::Wake { .. } => {
                     self.is_validator(&peer.key)
@@ -173,6 +182,44 @@ impl Mesh {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until a stranger's next second when it has had its answers of this one.
+fn hold_back((since, count): &mut (Instant, u32)) {
+    *count += 1;
+    if *count >= STRANGER_ANSWERS_PER_SECOND {
+        std::thread::sleep(Duration::from_secs(1).saturating_sub(since.elapsed()));
+        (*since, *count) = (Instant::now(), 0);
+    }
+}
+
+/// Registrations from strangers over all connections: reconnecting gives nobody a new budget.
+#[derive(Debug)]
+pub(super) struct Registrations {
+    left: u32,
+    refilled: Instant,
+}
+
+impl Registrations {
+    const BURST: u32 = 32;
+    const REFILL_INTERVAL: Duration = Duration::from_millis(500);
+
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: Self::BURST, refilled: now }
+    }
+
+    /// Whether one more may pass now.
+    fn take(&mut self, now: Instant) -> bool {
+        let due = now.duration_since(self.refilled).as_millis() / Self::REFILL_INTERVAL.as_millis();
+        if due > 0 {
+            let due = u32::try_from(due).unwrap_or(Self::BURST);
+            self.left = self.left.saturating_add(due).min(Self::BURST);
+            self.refilled = now;
+        }
+        let passes = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        passes
     }
 }
 
@@ -213,4 +260,20 @@ fn write_all(peer: &Peer, queued: &Receiver<Arc<[u8]>>, mesh: &Mesh) -> io::Resu
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registrations_have_a_burst_and_a_rate() {
+        let start = Instant::now();
+        let mut budget = Registrations::new(start);
+        assert_eq!((0..100).filter(|_| budget.take(start)).count(), 32);
+        let later = start + 3 * Registrations::REFILL_INTERVAL;
+        assert_eq!((0..100).filter(|_| budget.take(later)).count(), 3);
+        let much_later = later + Duration::from_secs(86_400);
+        assert_eq!((0..100).filter(|_| budget.take(much_later)).count(), 32);
+    }
 }

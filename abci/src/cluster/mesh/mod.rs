@@ -23,7 +23,7 @@ use ringseed_ledger::SigningKey;
 use super::frame::{Frame, Hello};
 use crate::handle::PeerStatus;
 
-pub(super) use connection::handshake;
+pub(super) use self::connection::handshake;
 
 /// Inbound connections of unknown keys at one time, and handshakes at one time.
 const STRANGERS_MAX: usize = 32;
@@ -112,6 +112,7 @@ struct Inner {
     peers: Mutex<BTreeMap<PeerId, Arc<Peer>>>,
     next_id: AtomicU64,
     handshakes: AtomicUsize,
+    registrations: Mutex<connection::Registrations>,
     stopping: AtomicBool,
     serve: Arc<dyn Serve>,
     /// Set when the dialler has something to look at.
@@ -154,6 +155,7 @@ impl Mesh {
             peers: Mutex::default(),
             next_id: AtomicU64::new(1),
             handshakes: AtomicUsize::new(0),
+            registrations: Mutex::new(connection::Registrations::new(Instant::now())),
             stopping: AtomicBool::new(false),
             serve,
             dial: (Mutex::new(true), Condvar::new()),

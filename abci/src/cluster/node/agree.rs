@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use super::{
-    BODIES_PER_SENDER_MAX, EARLY_BODIES_MAX, EARLY_MESSAGES_MAX, Early, Fatal, Judged, Node,
-};
+use super::{BODIES_PER_SENDER_MAX, EARLY_BODIES_MAX, EARLY_MESSAGES_MAX, Early, Fatal, Node};
 use crate::cluster::certificate::{
     BLOCK_EVIDENCE_MAX, BlockHeader, BlockId, ChainBlock, DoubleVote, certificate_hash,
     evidence_hash, txs_root,
@@ -13,6 +11,7 @@ use crate::cluster::core::{Action, CoreInput, LogItem};
 use crate::cluster::frame::Frame;
 use crate::cluster::mesh::PeerId;
 use crate::cluster::message::{Message, TimerKind, WalEntry};
+use crate::cluster::pace::ProposerSeen;
 use crate::driver::{Proposal, Verdict};
 
 /// Proofs older than this many heights are not taken: the ledger has forgotten the power.
@@ -84,7 +83,7 @@ impl Node {
                 WalEntry::Timer { kind, round } => CoreInput::Timer { kind, round },
                 WalEntry::Value { round, is_valid, block } => {
                     let (id, proposer) = (block.id(), block.header.proposer);
-                    self.values.insert(id, Judged { block: *block, is_valid });
+                    self.values.insert(id, *block);
                     CoreInput::Value { height, round, proposer, id, is_valid }
                 }
             });
@@ -167,7 +166,8 @@ impl Node {
         };
         self.pace.proposal_came(Instant::now());
         let proposer = block.header.proposer;
-        self.values.insert(id, Judged { block, is_valid });
+        self.missed.remove(&proposer);
+        self.values.insert(id, block);
         let height = self.height + 1;
         self.input(CoreInput::Value { height, round, proposer, id, is_valid })
     }
@@ -175,6 +175,9 @@ impl Node {
     pub(super) fn handle_timer(&mut self, kind: TimerKind, round: u32) -> Result<(), Fatal> {
         if !self.running {
             return Ok(());
+        }
+        if kind == TimerKind::Propose {
+            self.missed.insert(self.core.proposer(round));
         }
         self.input(CoreInput::Timer { kind, round })?;
         if kind == TimerKind::Rebroadcast && self.running {
@@ -208,10 +211,7 @@ impl Node {
                 }
                 Action::Restream { round, id } => self.send_body(round, &id),
                 Action::Schedule { kind, round } => {
-                    let proposer = self.core.proposer(round);
-                    let is_near = proposer == self.key
-                        || self.peers.values().any(|peer| peer.key == proposer);
-                    let wait = self.pace.wait(kind, round, is_near);
+                    let wait = self.pace.wait(kind, round, self.proposer_seen(round));
                     self.timers.insert((kind, round), Instant::now() + wait);
                 }
                 Action::Cancel { kind, round } => {
@@ -220,6 +220,7 @@ impl Node {
                 Action::CancelAll => self.timers.clear(),
                 Action::Round { round, .. } => {
                     self.round = round;
+                    self.messages.retain(|message| message.round() + 2 > round);
                     self.pace.round_began(Instant::now());
                 }
                 Action::Decided(certificate) => self.decided = Some(certificate),
@@ -243,6 +244,17 @@ impl Node {
         }
     }
 
+    /// How much we have seen of the proposer of `round`.
+    fn proposer_seen(&self, round: u32) -> ProposerSeen {
+        let proposer = self.core.proposer(round);
+        match self.peers.values().any(|peer| peer.key == proposer) {
+            _ if proposer == self.key => ProposerSeen::Well,
+            false => ProposerSeen::NotConnected,
+            true if self.missed.contains(&proposer) => ProposerSeen::MissedItsTurn,
+            true => ProposerSeen::Well,
+        }
+    }
+
     fn log(&mut self, item: LogItem) -> Result<(), Fatal> {
         let entry = match item {
             LogItem::Message(message) => {
@@ -251,8 +263,8 @@ impl Node {
             }
             LogItem::Timer { kind, round } => WalEntry::Timer { kind, round },
             LogItem::Value { round, id, is_valid } => {
-                let judged = self.values.get(&id).expect("the core logs blocks that it was told");
-                WalEntry::Value { round, is_valid, block: Box::new(judged.block.clone()) }
+                let block = self.values.get(&id).expect("the core logs blocks that it was told");
+                WalEntry::Value { round, is_valid, block: Box::new(block.clone()) }
             }
         };
         let mut bytes = Vec::new();
@@ -271,8 +283,8 @@ impl Node {
     }
 
     fn send_body(&self, round: u32, id: &BlockId) {
-        if let Some(judged) = self.values.get(id) {
-            let block = Box::new(judged.block.clone());
+        if let Some(block) = self.values.get(id) {
+            let block = Box::new(block.clone());
             self.mesh_to_validators(&Frame::Body { round, block });
         }
     }
@@ -289,9 +301,9 @@ impl Node {
         let oldest = self.round.saturating_sub(1);
         for message in self.messages.iter().filter(|message| message.round() >= oldest) {
             if let Message::Proposal(proposal) = message
-                && let Some(judged) = self.values.get(&proposal.id)
+                && let Some(block) = self.values.get(&proposal.id)
             {
-                let block = Box::new(judged.block.clone());
+                let block = Box::new(block.clone());
                 say(&Frame::Body { round: proposal.round, block });
             }
             say(&Frame::Consensus(message.clone()));
@@ -331,7 +343,7 @@ impl Node {
         };
         let block = ChainBlock { header, txs, last_certificate, evidence };
         let id = block.id();
-        self.values.insert(id, Judged { block, is_valid: true });
+        self.values.insert(id, block);
         self.input(CoreInput::Propose { height, round, id })
     }
 

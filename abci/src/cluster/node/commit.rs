@@ -57,8 +57,8 @@ impl Node {
 
     /// The core decided the block that `certificate` names.
     pub(super) fn commit_decided(&mut self, certificate: Certificate) -> Result<(), Fatal> {
-        let judged = self.values.remove(&certificate.block_id);
-        let block = judged.expect("the core decides blocks that it was told").block;
+        let block = self.values.remove(&certificate.block_id);
+        let block = block.expect("the core decides blocks that it was told");
         self.commit(CertifiedBlock { block, certificate })
     }
 
@@ -79,9 +79,10 @@ impl Node {
         let block = &certified.block;
         self.evidence.retain(|double| !block.evidence.contains(double));
         self.refresh_roster();
+        // Who is told that its transaction is in a block finds that block in the status.
+        self.note_committed();
         self.answer_waiters(block, &finalized);
         self.recheck();
-        self.note_committed();
         self.mesh.broadcast(&Frame::Status { height: self.height }, |_| true);
         self.shared.heights.publish(self.height);
         tracing::debug!(

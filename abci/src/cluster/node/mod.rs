@@ -150,13 +150,6 @@ struct PeerState {
     ask_after: Option<Instant>,
 }
 
-/// A block of the height being agreed.
-#[derive(Clone, Debug)]
-struct Judged {
-    block: ChainBlock,
-    is_valid: bool,
-}
-
 /// What came for the next height before we began it.
 #[derive(Debug, Default)]
 struct Early {
@@ -199,7 +192,8 @@ pub struct Node {
     running: bool,
     woken: bool,
     round: u32,
-    values: BTreeMap<BlockId, Judged>,
+    /// Blocks of this height that were judged, good and bad.
+    values: BTreeMap<BlockId, ChainBlock>,
     bodies_by_sender: BTreeMap<[u8; 32], u32>,
     /// What the core accepted at this height: said again to those who may lack it.
     messages: Vec<Message>,
@@ -208,6 +202,8 @@ pub struct Node {
     deferred_value: Option<u32>,
     is_replaying: bool,
     timers: BTreeMap<(TimerKind, u32), Instant>,
+    /// Who let a turn pass since its last proposal: waited for less.
+    missed: BTreeSet<[u8; 32]>,
     decided: Option<Certificate>,
     early: Early,
     evidence: Vec<DoubleVote>,
@@ -282,6 +278,7 @@ impl Node {
             deferred_value: None,
             is_replaying: false,
             timers: BTreeMap::new(),
+            missed: BTreeSet::new(),
             decided: None,
             early: Early::default(),
             evidence: Vec::new(),
@@ -327,7 +324,7 @@ impl Node {
     }
 
     fn end(mut self) -> Result<(), Fatal> {
-        self.wal.flush()?;
+        // Nothing is flushed: a stop and a kill leave the same files behind.
         for (_, waiters) in std::mem::take(&mut self.waiters) {
             waiters.iter().for_each(|to| drop(to.send(Err(SubmitError::Stopped))));
         }

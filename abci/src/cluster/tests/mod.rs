@@ -1,10 +1,13 @@
 //! Markets of several nodes in one process, over real TCP on loopback.
 
 mod agreement;
+mod folder;
+mod joining;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ringseed_ledger::{
@@ -22,20 +25,30 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A market whose nodes live in this process.
 struct Market {
-    dir: TempDir,
     genesis: Genesis,
     keys: Vec<SigningKey>,
     addrs: Vec<SocketAddr>,
     nodes: Vec<Option<Cluster>>,
+    /// Last, so that the nodes have ended when it goes.
+    dir: TempDir,
 }
 
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed(&[seed; 32])
 }
 
+/// A port that no other test of this process has and nobody else holds now. Below the range from
+/// which the kernel takes ports for outgoing connections.
 fn free_addr() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Relaxed);
+        let port =
+            15_000 + (std::process::id() as u16).wrapping_mul(97).wrapping_add(step) % 17_000;
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return listener.local_addr().unwrap();
+        }
+    }
 }
 
 fn addr(addr: SocketAddr) -> Addr {
@@ -117,6 +130,17 @@ impl Market {
         self.node(index).status().height
     }
 
+    /// The highest height of any.
+    fn top(&self) -> u64 {
+        self.running().map(|node| node.status().height).max().unwrap()
+    }
+
+    /// Waits until all have what one has, and compares.
+    fn settle(&self) {
+        self.wait_height(self.top());
+        self.assert_agreed();
+    }
+
     /// Signs with the node's next nonce.
     fn tx(&self, index: usize, body: TxBody) -> Vec<u8> {
         let key = &self.keys[index];
@@ -156,12 +180,11 @@ impl Market {
 
     /// Equal app hashes at equal heights on all that run.
     fn assert_agreed(&self) {
-        let heights = self.running().map(|node| node.status().height);
-        let lowest = heights.min().unwrap();
+        let lowest = self.running().map(|node| node.status().height).min().unwrap();
         for height in 1..=lowest {
-            let mut hashes: Vec<_> = self.running().map(|node| node.app_hash_at(height)).collect();
-            hashes.dedup();
-            assert!(hashes.len() == 1 || height == lowest, "height {height}: {hashes:?}");
+            let hashes: Vec<_> = self.running().map(|node| node.app_hash_at(height)).collect();
+            assert!(hashes[0].is_some(), "height {height}");
+            assert!(hashes.iter().all(|hash| *hash == hashes[0]), "height {height}: {hashes:?}");
         }
     }
 }
