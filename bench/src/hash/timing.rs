@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringseed_sys::hash::{Algo, registers};
 
-use super::contenders::{Buffers, Contender};
+use super::contenders::{self, Buffers, Contender};
 use super::{KIB, MIB};
 use crate::machine;
 
@@ -112,9 +112,7 @@ impl Timing {
     ) -> Vec<Vec<f64>> {
         let batches: Vec<Vec<Vec<&[u8]>>> =
             (0..cores).map(|core| self.batches(core, batch)).collect();
-        for contender in contenders {
-            contender.check(algo, &batches[0][0]);
-        }
+        contenders::check(contenders, algo, &batches[0][0]);
         self.in_turns(contenders.len(), |who| {
             self.on_cores(cores, |core| {
                 registers::clear();

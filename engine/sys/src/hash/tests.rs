@@ -346,6 +346,33 @@ fn a_bit_flipped_in_one_message_changes_its_digest_alone() {
     }
 }
 
+#[test]
+fn the_environment_forces_a_rung() {
+    // What the environment says is read once per process, so the test runs itself in a child.
+    const CHILD: &str = "RINGSEED_HASH_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        assert_eq!(calibrate(None), Source::Forced);
+        let table = table();
+        assert_eq!(table.source, Source::Forced);
+        let of_portable =
+            |row: &TableRow| row.kernels.iter().all(|(rung, _)| *rung == Rung::Portable);
+        assert!(table.rows.iter().all(of_portable), "{table}");
+        let mut digest = [[0; 20]];
+        sha1_many(&[b"abc"], &mut digest);
+        assert_eq!(digest[0][..], oracle(Algo::Sha1, b"abc"));
+        return;
+    }
+    let test = "hash::tests::the_environment_forces_a_rung";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact"])
+        .env(CHILD, "1")
+        .env("RINGSEED_HASH", "portable")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
 /// One round of the published Monte Carlo test (SHAVS, 6.4): a thousand digests, each of the last
 /// three.
 fn monte(plan: &Plan, seed: &[u8]) -> Vec<u8> {
