@@ -191,7 +191,7 @@ fn an_interrupted_get_resumes_and_fetches_nothing_twice() {
             ended.expect_code(12);
         }
         let second = get(&scratch, &[addr]).wait(DEADLINE).expect_code(0);
-        let fetched = second.json()["payload_bytes"].as_u64().expect("counter");
+        let fetched = second.json()["counters"]["payload_verified_bytes"].as_u64().expect("counter");
         assert!(
             fetched < 20 << 20,
             "{fetched} bytes fetched by the second run of 24 MiB after {signal:?}"
