@@ -14,7 +14,7 @@ use ringseed_engine::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::datatrust::engine_error;
+use crate::datatrust::{engine_error, io_driver};
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 use crate::offline::{describe, read_torrent};
@@ -34,6 +34,7 @@ fn start(
     state_dir: &Path,
     listen: Option<SocketAddr>,
     uplink: Option<u64>,
+    driver: &str,
     reporter: Reporter,
 ) -> Result<(Engine, Receiver<Event>)> {
     for finding in preflight::machine()? {
@@ -45,6 +46,7 @@ fn start(
     let mut config = Config::new(state_dir, random_peer_id()?);
     config.listen = listen;
     config.upload_rate_max = uplink;
+    config.io_driver = io_driver(driver);
     Engine::start(config).map_err(engine_error)
 }
 
@@ -128,7 +130,8 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
     let metainfo = Arc::new(read_torrent(&args.torrent)?);
     preflight::writable(&args.data)?;
     require_room(&metainfo, &args.data)?;
-    let (engine, events) = start(&args.data.join(STATE_DIR), args.listen, None, reporter)?;
+    let (engine, events) =
+        start(&args.data.join(STATE_DIR), args.listen, None, &args.io_driver, reporter)?;
     let total = metainfo.info().geometry().payload_len();
     let added = engine.add(AddListing {
         identity: Identity::Metainfo(metainfo.clone()),
@@ -304,7 +307,8 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     let torrents: Vec<Arc<Metainfo>> =
         args.torrents.iter().map(|path| read_torrent(path).map(Arc::new)).collect::<Result<_>>()?;
     let state = seed_state(&args.data)?;
-    let (engine, events) = start(&state, Some(args.listen), args.uplink, reporter)?;
+    let (engine, events) =
+        start(&state, Some(args.listen), args.uplink, &args.io_driver, reporter)?;
     let mut ids = Vec::new();
     for metainfo in &torrents {
         let added = engine.add(AddListing {

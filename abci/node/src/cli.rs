@@ -274,6 +274,9 @@ pub struct Seed {
     /// Cap the upload, such as 40MB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub uplink: Option<u64>,
+    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
+    pub io_driver: String,
 }
 
 /// `ringseed get`.
@@ -294,6 +297,9 @@ pub struct Get {
     /// Go on serving when complete, until Ctrl-C.
     #[arg(long)]
     pub seed_after: bool,
+    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
+    pub io_driver: String,
     /// End when this process ends (used by `up`).
     #[arg(long, value_name = "PID", hide = true)]
     pub with_parent: Option<u32>,

@@ -233,17 +233,22 @@ fn start_engine(
     key: &SigningKey,
 ) -> Result<(Engine, Receiver<Event>)> {
     let mut made = ringseed_engine::Config::new(layout.engine(), peer_id(&key.public()));
-    made.io_driver = match config.engine.driver.as_str() {
-        "uring" => IoDriver::Uring,
-        "epoll" => IoDriver::Epoll,
-        _ => IoDriver::Auto,
-    };
+    made.io_driver = io_driver(&config.engine.driver);
     made.direct_io = if config.storage.direct_io == "off" { DirectIo::Off } else { DirectIo::Auto };
     made.arena_len_bytes = units::parse_bytes(&config.engine.arena)? as usize;
     made.listen = Some(config.market.payload_listen);
     made.upload_rate_max = config.uplink()?;
     made.peers_max = config.engine.peers_max;
     Engine::start(made).map_err(engine_error)
+}
+
+/// The driver that a flag or the configuration names; both have checked the word.
+pub(crate) fn io_driver(name: &str) -> IoDriver {
+    match name {
+        "uring" => IoDriver::Uring,
+        "epoll" => IoDriver::Epoll,
+        _ => IoDriver::Auto,
+    }
 }
 
 /// Our error for an engine that did not do what it was asked.
