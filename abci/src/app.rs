@@ -460,3 +460,7 @@ fn read_checkpoint(path: &Path) -> Result<Option<(State, u64)>, StartError> {
     tracing::debug!(height = state.height(), app_hash = %hex(&state.app_hash().0), "checkpoint");
     Ok(Some((state, bytes.len() as u64)))
 }
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

@@ -11,7 +11,9 @@ pub mod codec;
 pub mod driver;
 pub mod grammar;
 pub mod handle;
+mod open_dir;
 pub mod record_log;
+pub mod solo;
 #[cfg(test)]
 mod testing;
 
@@ -19,3 +21,4 @@ pub use cluster::Cluster;
 pub use handle::{
     ClusterConfig, Driver, PeerStatus, StartError, Status, SubmitError, TxOutcome, View,
 };
+pub use solo::{Solo, SoloConfig};

@@ -21,7 +21,6 @@ pub mod store;
 pub mod wal;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -78,7 +77,8 @@ impl Cluster {
         genesis_hash: GenesisHash,
         mut config: ClusterConfig,
     ) -> Result<Self, StartError> {
-        let stored = open::stored_genesis(&open::folder(&config))?;
+        let dir = crate::open_dir::consensus_dir(&config.dir)?;
+        let stored = crate::open_dir::stored_genesis(&dir)?;
         config.genesis = Some(match stored {
             Some(genesis) if genesis.hash() == genesis_hash => genesis,
             Some(genesis) => {
@@ -182,11 +182,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.shutdown();
     }
-}
-
-/// The folder of the cluster's files below the node's.
-fn consensus_dir(dir: &std::path::Path) -> PathBuf {
-    dir.join("consensus")
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! Opening a folder: genesis, lock, logs, threads.
 
-use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, RwLock};
@@ -17,30 +16,25 @@ use super::certificate::hex;
 use super::frame::{FRAME_LEN_BYTES_MAX, Frame, Hello};
 use super::mesh::{Mesh, MeshConfig, Roster, fresh_nonce, handshake};
 use super::node::{INBOX_EVENTS_MAX, Node, NodeParts, Shared};
-use super::store::{BlockStore, StoreError};
+use super::store::BlockStore;
 use super::wal::{Signer, Wal};
 use crate::app::{LedgerApp, start_error};
 use crate::driver::Application;
 use crate::handle::{ClusterConfig, Heights, StartError, Status};
-use crate::record_log::replace_file;
+use crate::open_dir;
 
 /// How long a first contact may take for each step.
 const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(5);
-
-pub(super) fn folder(config: &ClusterConfig) -> PathBuf {
-    super::consensus_dir(&config.dir)
-}
 
 pub(super) fn start(
     config: ClusterConfig,
     wrap: impl FnOnce(Arc<LedgerApp>) -> Arc<dyn Application>,
 ) -> Result<Cluster, StartError> {
-    let dir = folder(&config);
-    std::fs::create_dir_all(&dir).map_err(|source| StartError::Io { path: dir.clone(), source })?;
-    let lock = lock(&dir)?;
-    let genesis = settle_genesis(&dir, config.genesis.as_ref())?;
+    let dir = open_dir::consensus_dir(&config.dir)?;
+    let lock = open_dir::lock(&dir)?;
+    let genesis = open_dir::settle_genesis(&dir, config.genesis.as_ref())?;
     let ledger = Arc::new(LedgerApp::open(&dir, &genesis)?);
-    let store = BlockStore::open(&dir).map_err(store_error)?;
+    let store = BlockStore::open(&dir).map_err(open_dir::store_error)?;
     let votes_path = dir.join("votes");
     let signer_path = dir.join("signer");
     let is_used = store.height() > 0 || ledger.info().height > 0;
@@ -114,53 +108,6 @@ pub(super) fn start(
     Ok(Cluster { shared, mesh, genesis, thread: Mutex::new(Some(thread)), _lock: lock })
 }
 
-fn lock(dir: &Path) -> Result<File, StartError> {
-    let path = dir.join("lock");
-    let io = |source| StartError::Io { path: path.clone(), source };
-    let mut file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(StartError::InUse { path: dir.into() }),
-        Err(TryLockError::Error(source)) => return Err(io(source)),
-    }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(io)?;
-    Ok(file)
-}
-
-/// The genesis that an earlier start stored.
-pub(super) fn stored_genesis(dir: &Path) -> Result<Option<Genesis>, StartError> {
-    let path = dir.join("genesis.toml");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StartError::Io { path, source }),
-    };
-    let genesis = Genesis::from_text(&text);
-    genesis
-        .map(Some)
-        .map_err(|error| StartError::BadGenesis { why: format!("{}: {error}", path.display()) })
-}
-
-fn settle_genesis(dir: &Path, given: Option<&Genesis>) -> Result<Genesis, StartError> {
-    match (stored_genesis(dir)?, given) {
-        (None, None) => Err(StartError::NoGenesis { path: dir.into() }),
-        (Some(stored), None) => Ok(stored),
-        (Some(stored), Some(given)) if stored.hash() == given.hash() => Ok(stored),
-        (Some(stored), Some(given)) => Err(StartError::OtherGenesis {
-            stored: stored.hash().to_string(),
-            given: given.hash().to_string(),
-        }),
-        (None, Some(given)) => {
-            given.validate().map_err(|e| StartError::BadGenesis { why: e.to_string() })?;
-            let path = dir.join("genesis.toml");
-            replace_file(&path, given.to_text().as_bytes())
-                .map_err(|source| StartError::Io { path, source })?;
-            Ok(given.clone())
-        }
-    }
-}
-
 /// Who signs here. A folder with blocks but without the record of its votes is refused: the key
 /// could sign a second block at a height.
 fn settle_signer(
@@ -186,15 +133,6 @@ fn settle_signer(
             let signer = Signer { key, signing_from: u64::MAX };
             signer.save(path).map_err(|source| StartError::Io { path: path.into(), source })?;
             Ok(signer)
-        }
-    }
-}
-
-fn store_error(error: StoreError) -> StartError {
-    match error {
-        StoreError::Log(error) => start_error(error),
-        StoreError::BadRecord { path, height } => {
-            StartError::Damaged { path, why: format!("no block of height {height} in its place") }
         }
     }
 }

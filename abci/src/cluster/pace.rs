@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use ringseed_ledger::Params;
+
 use super::core::RoundTimeouts;
 use super::message::TimerKind;
 
@@ -52,6 +54,19 @@ impl Pace {
             round_began: None,
             proposal_wait: Duration::ZERO,
         }
+    }
+
+    /// The clockwork that the market's parameters ask for.
+    pub fn of(params: &Params, now: Instant) -> Self {
+        let millis = |ms: u32| Duration::from_millis(ms.into());
+        Self::new(millis(params.block_interval_ms_min), millis(params.idle_block_interval_ms), now)
+    }
+
+    /// Takes over changed parameters.
+    pub fn follow(&mut self, params: &Params) {
+        let new = Self::of(params, self.last_commit);
+        self.block_interval_min = new.block_interval_min;
+        self.idle_block_interval = new.idle_block_interval;
     }
 
     /// When the next height may begin. `is_due`: there are transactions, or another validator began.

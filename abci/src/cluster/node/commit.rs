@@ -1,6 +1,6 @@
 //! From a decision to durable state: store, execute, commit, tell.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Early, Fatal, Node};
 use crate::cluster::certificate::{Certificate, ChainBlock, ValidatorSet};
@@ -123,11 +123,7 @@ impl Node {
         let (last, next, after) = (set(self.height), set(self.height + 1), set(self.height + 2));
         (self.last_set, self.set, self.next_set) = (last, next, after);
         assert!(!self.set.is_empty(), "the ledger never lets the last validator go");
-        let view = self.shared.ledger.view();
-        let params = view.params();
-        self.pace.block_interval_min = Duration::from_millis(params.block_interval_ms_min.into());
-        self.pace.idle_block_interval = Duration::from_millis(params.idle_block_interval_ms.into())
-            .max(self.pace.block_interval_min);
+        self.pace.follow(self.shared.ledger.view().params());
     }
 
     fn refresh_roster(&self) {

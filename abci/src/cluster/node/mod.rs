@@ -239,13 +239,7 @@ impl Node {
         let now = Instant::now();
         let NodeParts { shared, app, mesh, inbox, genesis_hash, key, wal, signer, signer_path } =
             parts;
-        let pace = {
-            let view = shared.ledger.view();
-            let params = view.params();
-            let millis = |ms: u32| Duration::from_millis(ms.into());
-            let (min, idle) = (params.block_interval_ms_min, params.idle_block_interval_ms);
-            Pace::new(millis(min), millis(idle), now)
-        };
+        let pace = Pace::of(shared.ledger.view().params(), now);
         let public = key.public().0;
         let set = ValidatorSet::default();
         let core = Core::new(genesis_hash, key, 0, set.clone(), true);
