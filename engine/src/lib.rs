@@ -10,8 +10,14 @@ mod api;
 mod config;
 mod handle;
 pub mod io;
+pub mod offline;
 pub mod shard;
 pub mod store;
+
+#[cfg(test)]
+mod test_support;
+#[cfg(test)]
+mod tests;
 
 pub use api::{
     AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingState,

@@ -9,11 +9,14 @@
 use std::collections::BTreeMap;
 
 use ringseed_core::bitfield::Bitfield;
-use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry, PieceIndex};
+use ringseed_core::geometry::{BlockRef, EXTENT_LEN_MAX, ExtentIndex, Geometry, PieceIndex};
 use ringseed_core::wire::{Kept, PeerId};
 use ringseed_sys::arena::ExtentMut;
 
 use super::peer::ConnId;
+
+/// An extent that lies wholly in a pad.
+static ZEROS: [u8; EXTENT_LEN_MAX as usize] = [0; EXTENT_LEN_MAX as usize];
 
 /// What came of a block that landed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,7 +210,10 @@ impl Assembler {
         let mut parts = Vec::new();
         for extent in geometry.extents_of_piece(piece) {
             let at = geometry.extent_offset(extent);
-            let bytes = self.fills.get(&extent.get())?.bytes()?;
+            let bytes: &[u8] = match geometry.extent_data_len(extent) {
+                0 => &ZEROS, // wholly in a pad: nobody sends it, v1 hashes it
+                _ => self.fills.get(&extent.get())?.bytes()?,
+            };
             let from = begin.saturating_sub(at) as usize;
             let to = (end - at).min(u64::from(geometry.extent_len(extent))) as usize;
             parts.push(&bytes[from..to]);

@@ -100,7 +100,8 @@ impl Shard {
         let Some(active) = self.active.get(&listing) else { return false };
         let Some(geometry) = active.geometry() else { return false };
         let here = |extent: ExtentIndex| {
-            active.assembler.fill(extent).is_some_and(|fill| fill.bytes().is_some())
+            let fill = active.assembler.fill(extent);
+            geometry.extent_data_len(extent) == 0 || fill.is_some_and(|fill| fill.bytes().is_some())
         };
         let is_hashed = !active.has_v2()
             || active.assembler.blocks_of(geometry, piece).all(|block| block.leaf.is_some());

@@ -302,7 +302,11 @@ impl Shard {
 
     /// Stops when what is verified is written and journalled, and no operation is in flight.
     pub(super) fn look_whether_stopped(&mut self) {
-        if !self.is_stopping || self.is_stopped || !self.hashing.is_idle() {
+        if !self.is_stopping || self.is_stopped {
+            return;
+        }
+        // A piece that lacks a block waits for ever, but what is lent to a receive comes back.
+        if !self.hashing.is_idle() && self.flights.len() > 0 {
             return;
         }
         // What cannot be written now is fetched again by the next run.

@@ -396,7 +396,7 @@ impl Row {
 }
 
 /// Bytes of files in a piece.
-pub(super) fn payload_of(geometry: &Geometry, piece: PieceIndex) -> u64 {
+pub(crate) fn payload_of(geometry: &Geometry, piece: PieceIndex) -> u64 {
     let len = u64::from(geometry.piece_len(piece));
     let slices = geometry.slices(geometry.piece_offset(piece), len);
     slices.filter(|slice| !slice.pad).map(|slice| slice.len).sum()

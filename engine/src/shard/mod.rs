@@ -53,6 +53,7 @@ use commit::Commit;
 use disk::{Disk, FileKey, TaskFlight};
 use hashing::Hashing;
 use listing::Active;
+pub(crate) use listing::payload_of;
 pub use listing::{Catalogue, MemoryCatalogue, Row};
 use peer::{Conn, ConnId};
 use receive::RecvFlight;

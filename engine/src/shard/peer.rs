@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use ringseed_core::geometry::BlockRef;
+use ringseed_core::geometry::{BlockRef, ExtentIndex};
 use ringseed_core::wire::{
     Blame, Channel, ChannelConfig, ChannelEvent, ChannelId, Handshake, Link, LinkConfig, LinkError,
     LinkEvent, PeerId, WireId,
@@ -16,6 +16,7 @@ use super::timers::Timer;
 use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{Op, SockId};
+use crate::store::RunSet;
 
 /// Name of a connection, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +44,9 @@ pub(super) struct Conn {
     pub timer_at: Option<Instant>,
     /// Blocks handed to the channel to be sent, in order, with where their bytes are.
     pub served: VecDeque<Served>,
+    /// Extents that were read for it and not sent yet. The cache may drop them meanwhile: with more
+    /// connections than it has room for, each would push out what the others have just read.
+    pub held: Vec<Held>,
     /// What it may still send in this round of the upload queue, in bytes.
     pub deficit: u64,
     /// It is in the upload queue.
@@ -65,6 +69,15 @@ pub(super) enum Receiving {
 pub(super) struct Served {
     pub block: BlockRef,
     pub parts: Vec<(Extent, usize, usize)>,
+}
+
+/// An extent that was read for a connection.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub extent: ExtentIndex,
+    pub data: Extent,
+    /// Pieces that may be believed in it.
+    pub pieces: RunSet,
 }
 
 impl Conn {
@@ -158,6 +171,7 @@ impl Shard {
             timer_at: None,
             served: VecDeque::new(),
             deficit: 0,
+            held: Vec::new(),
             is_queued: false,
         };
         self.conns.insert(id, conn);

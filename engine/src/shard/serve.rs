@@ -4,16 +4,16 @@
 //! it at the end (deficit round robin), so that many small requests and few large ones get the same.
 //! A connection has one send in flight: what its socket does not take now is not pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
-use ringseed_core::wire::{GatherItem, GatherList};
+use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
 use ringseed_sys::arena::ExtentMut;
 
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
-use super::peer::{CloseReason, Conn, ConnId, Served};
+use super::peer::{CloseReason, Conn, ConnId, Held, Served};
 use super::timers::Timer;
 use super::{Flight, Job, Shard};
 use crate::api::ListingId;
@@ -91,9 +91,13 @@ impl Shard {
 
     /// Hands as many of the peer's requests to its channel as are in memory, and reads the next ones.
     fn serve_conn(&mut self, id: ConnId, available: u64) {
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else { return };
         let Some(listing) = conn.listing else { return };
-        let Some(channel) = conn.channel().filter(|channel| !channel.choking()) else { return };
+        let channel = conn.link.channel(ChannelId::STOCK).filter(|channel| !channel.choking());
+        let Some(channel) = channel else {
+            conn.held.clear();
+            return;
+        };
         let wanted: Vec<BlockRef> = channel.peer_requests().take(2 * BLOCK_PARTS_MAX).collect();
         let Some(geometry) =
             self.active.get(&listing).and_then(|active| active.geometry()).cloned()
@@ -103,6 +107,7 @@ impl Shard {
         if wanted.is_empty() {
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.deficit = 0;
+                conn.held.clear();
             }
             return;
         }
@@ -125,7 +130,7 @@ impl Shard {
                 }
                 continue;
             }
-            let parts = self.cached_parts(listing, &geometry, block, &mut missing);
+            let parts = self.parts_of(id, listing, &geometry, block, &mut missing);
             if !missing.is_empty() {
                 if missing.len() >= READ_AHEAD {
                     break;
@@ -143,17 +148,17 @@ impl Shard {
                 conn.served.push_back(Served { block, parts });
                 budget -= len;
                 parts_left -= parts_len + 1;
-                self.counters.read_cache_bytes.add(len);
             }
         }
         let conn = self.conns.get_mut(&id).expect("looked up above");
         let spent = granted - budget;
         conn.deficit -= spent;
         self.bucket.spend(spent);
+        self.release_held(id, &geometry);
         self.touched.insert(id);
         let has_sent = spent > 0;
-        for extent in missing {
-            self.read_for(id, listing, &geometry, extent);
+        for (ahead, extent) in missing.into_iter().enumerate() {
+            self.read_for(id, listing, &geometry, extent, ahead > 0);
         }
         // What was begun comes back with the end of its send; otherwise a read wakes it.
         if !has_sent && self.conns.get(&id).is_some_and(|conn| conn.deficit < QUANTUM) {
@@ -161,9 +166,31 @@ impl Shard {
         }
     }
 
+    /// Lets go of extents that the connection has no request for any more.
+    fn release_held(&mut self, id: ConnId, geometry: &Geometry) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.held.is_empty() {
+            return;
+        }
+        let requests = conn.link.channel(ChannelId::STOCK).into_iter();
+        let requests =
+            requests.flat_map(|channel| channel.peer_requests().take(2 * BLOCK_PARTS_MAX));
+        let wanted: BTreeSet<ExtentIndex> = requests
+            .flat_map(|block| geometry.extent_parts(block).map(|part| part.extent))
+            .collect();
+        conn.held.retain(|held| wanted.contains(&held.extent));
+    }
+
+    /// Extents that are held or being read for connections.
+    fn held_len(&self) -> usize {
+        let held: usize = self.conns.values().map(|conn| conn.held.len()).sum();
+        held + self.reads.waiters.len()
+    }
+
     /// Where the bytes of a block are in memory; extents that are not are added to `missing`.
-    fn cached_parts(
+    fn parts_of(
         &mut self,
+        id: ConnId,
         listing: ListingId,
         geometry: &Geometry,
         block: BlockRef,
@@ -171,9 +198,23 @@ impl Shard {
     ) -> Vec<(ringseed_sys::arena::Extent, usize, usize)> {
         let mut parts = Vec::new();
         for part in geometry.extent_parts(block) {
+            let (start, len) = (part.offset as usize, part.len as usize);
+            let piece = block.piece().get();
+            let held = self.conns.get(&id).and_then(|conn| {
+                let is_it =
+                    |held: &&Held| held.extent == part.extent && held.pieces.contains(piece);
+                conn.held.iter().find(is_it)
+            });
+            if let Some(held) = held {
+                parts.push((held.data.clone(), start, len));
+                continue;
+            }
             let key = ExtentKey { listing, extent: part.extent.get() };
-            match self.cache.get(key, block.piece().get()) {
-                Some(extent) => parts.push((extent, part.offset as usize, part.len as usize)),
+            match self.cache.get(key, piece) {
+                Some(extent) => {
+                    self.counters.read_cache_bytes.add(len as u64);
+                    parts.push((extent, start, len));
+                }
                 None if missing.contains(&part.extent) => {}
                 None => missing.push(part.extent),
             }
@@ -181,18 +222,31 @@ impl Shard {
         parts
     }
 
-    /// Reads an extent for a connection, or lets it wait for the read under way.
+    /// Reads an extent for a connection, or lets it wait for the read under way. `is_ahead`: the
+    /// connection waits for another one first.
+    ///
+    /// At most a quarter of the arena is held for connections, so that receiving never waits for
+    /// sending, and at most half of that for what is read ahead: the first extent of each connection,
+    /// the one that it can send at once, always comes to its turn.
     fn read_for(
         &mut self,
         id: ConnId,
         listing: ListingId,
         geometry: &Geometry,
         extent: ExtentIndex,
+        is_ahead: bool,
     ) {
         let key = ExtentKey { listing, extent: extent.get() };
         if let Some(waiters) = self.reads.waiters.get_mut(&key) {
             if !waiters.contains(&id) {
                 waiters.push(id);
+            }
+            return;
+        }
+        let held_max = self.arena.capacity() / if is_ahead { 8 } else { 4 };
+        if self.held_len() >= held_max {
+            if !is_ahead {
+                self.reads.starving.push(id);
             }
             return;
         }
@@ -307,7 +361,14 @@ impl Shard {
         match result {
             Ok(buf) => {
                 if self.active.contains_key(&listing) {
-                    self.cache.insert(key, buf.freeze(), pieces, false);
+                    let data = buf.freeze();
+                    for id in &waiters {
+                        if let Some(conn) = self.conns.get_mut(id) {
+                            let (data, pieces) = (data.clone(), pieces.clone());
+                            conn.held.push(Held { extent, data, pieces });
+                        }
+                    }
+                    self.cache.insert(key, data, pieces, false);
                 }
             }
             Err(error) => self.serving_read_failed(listing, pieces, &error),

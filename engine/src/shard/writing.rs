@@ -35,7 +35,8 @@ impl Shard {
         let Some(geometry) = active.geometry().cloned() else { return };
         active.requests.piece_done(piece);
         active.unannounced.insert(piece.get());
-        let extents = geometry.extents_of_piece(piece).len() as u32;
+        let holds_data = |extent: &ExtentIndex| geometry.extent_data_len(*extent) > 0;
+        let extents = geometry.extents_of_piece(piece).filter(holds_data).count() as u32;
         active.writing.insert(piece.get(), extents);
         let done = active.assembler.finish(&geometry, piece, &active.have);
         self.filling -= done.len();

@@ -33,6 +33,9 @@ impl RunSet {
 
     /// Takes `first .. first + count` out.
     pub fn remove(&mut self, first: u32, count: u32) {
+        if count == 0 {
+            return;
+        }
         let end = first.saturating_add(count);
         if let Some((&left, &left_end)) = self.runs.range(..first).next_back()
             && left_end > first
