@@ -466,7 +466,7 @@ fn kind_of(stat: &Stat) -> EntryKind {
 
 fn metadata_of(stat: &Stat) -> Metadata {
     let since_epoch = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0))
-        + Duration::from_nanos(stat.st_mtime_nsec as u64);
+        + Duration::from_nanos(stat.st_mtime_nsec as _);
     Metadata {
         kind: kind_of(stat),
         len_bytes: stat.st_size as u64,

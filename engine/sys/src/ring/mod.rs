@@ -114,7 +114,17 @@ impl Ring {
     /// [`RingError`] tells "forbidden" from "no memory" and "too old".
     pub fn new(entries: u32) -> Result<Ring, RingError> {
         let (ring, mode) = setup::build(entries)?;
-        Ok(Ring {
+        Ok(Ring::over(ring, mode))
+    }
+
+    /// A ring with these very flags: what an older kernel would give.
+    #[cfg(test)]
+    fn with_mode(entries: u32, mode: RingMode) -> io::Result<Ring> {
+        Ok(Ring::over(setup::build_as(entries, mode)?, mode))
+    }
+
+    fn over(ring: IoUring, mode: RingMode) -> Ring {
+        Ring {
             ring,
             mode,
             slots: Slots::default(),
@@ -123,7 +133,7 @@ impl Ring {
             deadlines: BTreeSet::new(),
             fixed: None,
             accept_multishot: true,
-        })
+        }
     }
 
     /// Which flags the kernel took.

@@ -91,7 +91,7 @@ fn build_with_best_flags(entries: u32) -> io::Result<(IoUring, RingMode)> {
     Ok((build_as(entries, RingMode::Plain)?, RingMode::Plain))
 }
 
-fn build_as(entries: u32, mode: RingMode) -> io::Result<IoUring> {
+pub(super) fn build_as(entries: u32, mode: RingMode) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_cqsize(entries * CQ_PER_SQ);
     match mode {

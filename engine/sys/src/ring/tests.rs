@@ -44,8 +44,21 @@ fn pair(ring: &mut Ring) -> (Arc<OwnedFd>, Arc<OwnedFd>) {
 }
 
 #[test]
-fn blocks_are_gathered_and_scattered() {
-    let mut ring = Ring::new(64).unwrap();
+fn blocks_are_gathered_and_scattered_in_every_mode() {
+    for mode in [RingMode::DeferTaskrun, RingMode::CoopTaskrun, RingMode::Plain] {
+        let ring = match Ring::with_mode(64, mode) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue, // an older kernel
+            made => made.unwrap(),
+        };
+        stream_blocks(ring);
+        // As before Linux 5.19, without multishot accept.
+        let mut ring = Ring::with_mode(64, mode).unwrap();
+        ring.accept_multishot = false;
+        stream_blocks(ring);
+    }
+}
+
+fn stream_blocks(mut ring: Ring) {
     let arena = Arena::new(8 * EXTENT_LEN_BYTES).unwrap();
     let (a, b) = pair(&mut ring);
     let mut extent = arena.try_take().unwrap();
