@@ -218,6 +218,24 @@ suite!(uring, real::rig(crate::config::IoDriver::Uring));
 suite!(epoll, real::rig(crate::config::IoDriver::Epoll));
 suite!(sim, super::super::sim::tests::rig());
 
+/// Chance must not matter: the same contract under other seeds, with buffers that
+/// hold little more than the suite expects of any socket.
+#[test]
+fn the_simulation_keeps_the_contract_whatever_the_seed() {
+    for seed in 0..40 {
+        let mut config = super::sim::SimConfig::new(seed);
+        config.socket_buffer_bytes = if seed % 2 == 0 { 256 * 1024 } else { 6000 };
+        let mut bench = Bench::new(Box::new(super::sim::tests::sim_rig(config)));
+        sockets::bytes_are_gathered_scattered_and_polled_for(&mut bench);
+        sockets::closing_ends_what_is_in_flight(&mut bench);
+        sockets::a_peer_that_closes_is_seen(&mut bench);
+        sockets::refused_and_closed_tell_their_errors(&mut bench);
+        files::odd_stretches_read_back(&mut bench);
+        files::trees_are_removed_and_files_closed(&mut bench);
+        bench.stop();
+    }
+}
+
 pub(super) fn extents(n: usize) -> Arena {
     Arena::new(n * EXTENT_LEN_BYTES).unwrap()
 }
