@@ -1,11 +1,9 @@
 //! The ratios that the kernels and the scheduler must reach, each from contenders in turns.
 
-use std::time::Instant;
-
 use ringseed_sys::hash::{Algo, Rung, Sha256Digest, merkle, registers};
 use sha2::Digest as _;
 
-use super::timing::{Batch, Place, Timing, noise};
+use super::timing::{Batch, Clock, Place, Timing, noise, timed};
 use super::{KIB, MIB, compare, contenders, size_text};
 use crate::report::{Bar, Figure, Report};
 
@@ -115,18 +113,15 @@ fn soiled_registers(timing: &Timing, report: &mut Report) {
             let Some(contender) = contenders::rung(algo, rung) else { continue };
             let turns = timing.in_turns(2, |who| {
                 let mut buffers = contenders::Buffers::default();
-                let started = Instant::now();
-                let mut bytes = 0;
-                while started.elapsed() < timing.turn() {
+                let rate = timed(Clock::Core, timing.turn(), || {
                     if who == 0 {
                         registers::soil()
                     } else {
                         registers::clear()
                     }
                     contender.hash(&data, &mut buffers);
-                    bytes += data.len() * 16 * KIB;
-                }
-                let rate = bytes as f64 / started.elapsed().as_secs_f64();
+                    data.len() * 16 * KIB
+                });
                 registers::clear();
                 rate
             });
@@ -179,7 +174,7 @@ fn tree(timing: &Timing, len_bytes: usize, report: &mut Report) {
     let mut inner_shares = Vec::new();
     let turns = timing.in_turns(2, |who| {
         registers::clear();
-        let started = Instant::now();
+        let started = Clock::Core.now();
         let mut rest = nodes.as_mut_slice();
         let mut inner = started;
         for chunk in chunks() {
@@ -194,7 +189,7 @@ fn tree(timing: &Timing, len_bytes: usize, report: &mut Report) {
             rest = later;
         }
         if who == 0 {
-            inner = Instant::now();
+            inner = Clock::Core.now();
             roots[0] = merkle::root(&mut nodes, 0);
         } else {
             let mut count = nodes.len();
@@ -207,9 +202,10 @@ fn tree(timing: &Timing, len_bytes: usize, report: &mut Report) {
             }
             roots[1] = nodes[0];
         }
-        let took = started.elapsed();
+        let ended = Clock::Core.now();
+        let took = ended - started;
         if who == 0 {
-            inner_shares.push(inner.elapsed().as_secs_f64() / took.as_secs_f64());
+            inner_shares.push((ended - inner).as_secs_f64() / took.as_secs_f64());
         }
         (leaf_count * merkle::LEAF_LEN_BYTES) as f64 / took.as_secs_f64()
     });

@@ -43,6 +43,7 @@ pub fn run(options: &Options) -> Report {
     let source = hash::calibrate(None);
     report.notes.push(format!("kernels {source}:"));
     report.notes.extend(hash::table().to_string().lines().skip(1).map(str::to_owned));
+    report.notes.push("one core: bytes per second of its processor time".into());
     let timing = Timing::new(options.turns, options.turn_ms);
     if !options.bars_only {
         roof(&timing, &mut report);

@@ -1,7 +1,7 @@
 //! How time is taken: contenders in turns, on pinned cores, over memory of a chosen size.
 
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringseed_sys::hash::{Algo, registers};
 
@@ -50,6 +50,25 @@ pub struct Batch {
     pub place: Place,
     pub len_bytes: usize,
     pub count: usize,
+}
+
+/// What passes while work is done. One core alone is judged by the time it worked, so that a
+/// neighbour that takes it away is not measured; several together by the time on the wall.
+#[derive(Clone, Copy)]
+pub enum Clock {
+    Core,
+    Wall,
+}
+
+impl Clock {
+    pub fn now(self) -> Duration {
+        let id = match self {
+            Clock::Core => rustix::time::ClockId::ThreadCPUTime,
+            Clock::Wall => rustix::time::ClockId::Monotonic,
+        };
+        let time = rustix::time::clock_gettime(id);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
 }
 
 /// How often and how long.
@@ -116,7 +135,7 @@ impl Timing {
         self.in_turns(contenders.len(), |who| {
             self.on_cores(cores, |core| {
                 registers::clear();
-                hash_for(&batches[core], &contenders[who], self.turn)
+                hash_for(clock_for(cores), &batches[core], &contenders[who], self.turn)
             })
         })
     }
@@ -126,7 +145,9 @@ impl Timing {
         let batches: Vec<Vec<Vec<&[u8]>>> =
             (0..cores).map(|core| self.batches(core, batch)).collect();
         self.in_turns(2, |who| {
-            self.on_cores([1, cores][who], |core| hash_for(&batches[core], contender, self.turn))
+            self.on_cores([1, cores][who], |core| {
+                hash_for(Clock::Wall, &batches[core], contender, self.turn)
+            })
         })
     }
 
@@ -135,7 +156,7 @@ impl Timing {
         let mut turns = self.in_turns(1, |_| {
             self.on_cores(cores, |core| {
                 let data = &self.data[core][..place.len_bytes()];
-                timed(self.turn, || {
+                timed(clock_for(cores), self.turn, || {
                     std::hint::black_box(sum(data));
                     data.len()
                 })
@@ -163,11 +184,10 @@ impl Timing {
     pub fn hash_once(&self, contender: &Contender, messages: &[&[u8]]) -> f64 {
         let mut buffers = Buffers::default();
         let len_bytes = messages.iter().map(|message| message.len()).sum();
-        let (bytes, took) = timed(self.turn, || {
+        timed(Clock::Core, self.turn, || {
             contender.hash(messages, &mut buffers);
             len_bytes
-        });
-        bytes as f64 / took.as_secs_f64()
+        })
     }
 
     /// The batches that go once through the memory of a core.
@@ -177,14 +197,13 @@ impl Timing {
         messages.chunks_exact(batch.count).map(<[&[u8]]>::to_vec).collect()
     }
 
-    /// Runs `work` on so many cores at once; the sum of bytes over the longest time.
-    fn on_cores(&self, cores: usize, work: impl Fn(usize) -> (usize, Duration) + Sync) -> f64 {
+    /// Runs `work`, which gives a rate, on so many cores at once; the sum of the rates.
+    fn on_cores(&self, cores: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
         if cores == 1 {
-            let (bytes, took) = work(0);
-            return bytes as f64 / took.as_secs_f64();
+            return work(0);
         }
         let start = Barrier::new(cores);
-        let done: Vec<(usize, Duration)> = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let threads: Vec<_> = (0..cores)
                 .map(|core| {
                     let (work, start, place) = (&work, &start, self.cores[core]);
@@ -195,17 +214,21 @@ impl Timing {
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        });
-        done.iter().map(|(bytes, took)| *bytes as f64 / took.as_secs_f64()).sum()
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+        })
     }
 }
 
+/// One core is judged by its own time, several by the time on the wall.
+fn clock_for(cores: usize) -> Clock {
+    if cores == 1 { Clock::Core } else { Clock::Wall }
+}
+
 /// Hashes batch after batch for about `turn`.
-fn hash_for(batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> (usize, Duration) {
+fn hash_for(clock: Clock, batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> f64 {
     let mut buffers = Buffers::default();
     let mut at = 0;
-    timed(turn, || {
+    timed(clock, turn, || {
         let batch = &batches[at % batches.len()];
         at += 1;
         contender.hash(batch, &mut buffers);
@@ -213,15 +236,15 @@ fn hash_for(batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> (u
     })
 }
 
-/// Calls `step`, which gives a count of bytes, for about `turn`.
-pub fn timed(turn: Duration, mut step: impl FnMut() -> usize) -> (usize, Duration) {
-    let started = Instant::now();
+/// Calls `step`, which gives a count of bytes, for about `turn` of `clock`; bytes per second.
+pub fn timed(clock: Clock, turn: Duration, mut step: impl FnMut() -> usize) -> f64 {
+    let started = clock.now();
     let mut bytes = 0;
     loop {
         bytes += step();
-        let took = started.elapsed();
+        let took = clock.now() - started;
         if took >= turn {
-            return (bytes, took);
+            return bytes as f64 / took.as_secs_f64();
         }
     }
 }
