@@ -100,12 +100,19 @@ impl DirHandle {
         Ok(DirHandle { fd, path: path.to_owned() })
     }
 
-    /// Opens a folder, creating it and its parents if missing.
+    /// Opens a folder, creating it and its parents if missing. What was created is durable when this
+    /// returns: files synced beneath it later would go with an unsynced parent.
     ///
     /// # Errors
-    /// What `mkdir(2)` and `open(2)` say.
+    /// What `mkdir(2)`, `open(2)` and `fsync(2)` say.
     pub fn create(path: &Path) -> io::Result<DirHandle> {
+        let missing: Vec<&Path> =
+            path.ancestors().take_while(|up| !up.as_os_str().is_empty() && !up.exists()).collect();
         std::fs::create_dir_all(path)?;
+        for created in missing {
+            let parent = created.parent().filter(|parent| !parent.as_os_str().is_empty());
+            Self::open(parent.unwrap_or(Path::new(".")))?.sync()?;
+        }
         Self::open(path)
     }
 
