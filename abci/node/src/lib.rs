@@ -132,7 +132,8 @@ fn plain(value: &Value) -> String {
 /// The log goes to stderr: nothing but warnings, unless a datatrust runs or more is asked for.
 fn start_log(cli: &Cli) {
     let level = match (&cli.command, cli.verbose) {
-        (Command::Start(_), 0) => "info",
+        // The consensus core reports every vote at `info`.
+        (Command::Start(_), 0) => "warn,ringseed=info,ringseed_abci=info,ringseed_engine=info",
         (_, 0) => "warn",
         (_, 1) => "debug",
         _ => "trace",

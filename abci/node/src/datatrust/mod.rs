@@ -505,6 +505,9 @@ impl Datatrust {
 
     /// Reconciles when the state, the book or the space may have changed.
     fn look(self: &Arc<Self>, seen: &mut Seen, is_changed: bool) -> Result<()> {
+        // The book first: what becomes active after this is judged by a later state. The other way
+        // round, an offer that was decided in between would look like one that was removed.
+        let book = self.book().clone();
         let (want, app_hash) = {
             let view = self.chain.driver().view();
             let app_hash = view.app_hash().0;
@@ -530,7 +533,7 @@ impl Datatrust {
             }
         }
         let room = self.room()?;
-        let actions = reconcile(&want, &self.book(), room);
+        let actions = reconcile(&want, &book, room);
         seen.refused_since = None;
         for action in actions {
             match action {
