@@ -39,7 +39,7 @@ fn one_file(scratch: &Scratch, len_bytes: u64) -> Served {
     write_file(&file, len_bytes, 7);
     let metainfo = hash(scratch, &file, &["--v1", "--piece-len", "65536"]);
     Served {
-        wire_id: metainfo.info.info_hash_v1().expect("v1"),
+        wire_id: metainfo.info().info_hash_v1().expect("v1"),
         bytes: Arc::new(std::fs::read(&file).expect("readable")),
         piece_len_bytes: 65_536,
     }
@@ -85,7 +85,7 @@ fn hash_is_deterministic_and_leaves_the_source_alone() {
     let first = hash(&scratch, &scratch.join("source/tree"), &[]);
     let second = hash(&scratch, &scratch.join("source/tree"), &[]);
     assert_eq!(first.encode(), second.encode());
-    assert!(first.info.info_hash_v1().is_some() && first.info.info_hash_v2().is_some());
+    assert!(first.info().info_hash_v1().is_some() && first.info().info_hash_v2().is_some());
     assert_eq!(before, digest_tree(&scratch.join("source")));
 }
 
@@ -191,7 +191,8 @@ fn an_interrupted_get_resumes_and_fetches_nothing_twice() {
             ended.expect_code(12);
         }
         let second = get(&scratch, &[addr]).wait(DEADLINE).expect_code(0);
-        let fetched = second.json()["counters"]["payload_verified_bytes"].as_u64().expect("counter");
+        let fetched =
+            second.json()["counters"]["payload_verified_bytes"].as_u64().expect("counter");
         assert!(
             fetched < 20 << 20,
             "{fetched} bytes fetched by the second run of 24 MiB after {signal:?}"
@@ -262,18 +263,14 @@ fn a_bad_torrent_is_refused_with_a_reason() {
             }
             let found = ours(&scratch, &all);
             assert_eq!(found.code, Some(6), "{name} by {command}: {found:?}");
-            let error: serde_json::Value = found
-                .stderr
-                .lines()
-                .chain(found.stdout.lines())
-                .rev()
-                .find_map(|line| {
-                    serde_json::from_str::<serde_json::Value>(line)
-                        .ok()
-                        .filter(|v| v.get("error").is_some())
-                })
-                .unwrap_or_else(|| panic!("{name}: no JSON error: {found:?}"));
-            let code = error["error"]["code"].as_str().expect("a stable code");
+            let error = found.stderr.lines().rev().find_map(|line| {
+                serde_json::from_str(line)
+                    .ok()
+                    .filter(|one: &serde_json::Value| one["type"] == "error")
+            });
+            let error = error.unwrap_or_else(|| panic!("{name}: no JSON error: {found:?}"));
+            let code = error["code"].as_str().expect("a stable code");
+            assert!(error["what"].is_string() && error["why"].is_string(), "{error}");
             assert!(code.starts_with("RS-E"), "{code}");
         }
     }

@@ -144,8 +144,8 @@ fn infohashes_agree(kind: &str) -> Result<(), Failed> {
         .stdout;
     let metainfo = ringseed_core::metainfo::Metainfo::parse(&std::fs::read(&torrent)?)?;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let v1 = metainfo.info.info_hash_v1().map_or("-".to_owned(), |hash| hex(&hash));
-    let v2 = metainfo.info.info_hash_v2().map_or("-".to_owned(), |hash| hex(&hash));
+    let v1 = metainfo.info().info_hash_v1().map_or("-".to_owned(), |hash| hex(&hash));
+    let v2 = metainfo.info().info_hash_v2().map_or("-".to_owned(), |hash| hex(&hash));
     let ours = format!("v1 {v1}\nv2 {v2}\n");
     if ours != theirs {
         return Err(format!("ours:\n{ours}theirs:\n{theirs}").into());

@@ -152,7 +152,8 @@ impl Talk {
         answer.extend_from_slice(b"BitTorrent protocol");
         answer.extend_from_slice(&[0; 8]);
         answer.extend_from_slice(&id);
-        answer.extend_from_slice(b"-XX0001-scriptedpeer");
+        let port = self.stream.local_addr()?.port();
+        answer.extend_from_slice(format!("-XX0001-scripted{port:04x}").as_bytes());
         self.stream.write_all(&answer)?;
         if self.misbehaviour == Misbehaviour::HugeMessage {
             self.stream.write_all(&[0xff, 0xff, 0xff, 0xff, 7, 0, 0, 0, 0])?;
