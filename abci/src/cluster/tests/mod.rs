@@ -1,6 +1,7 @@
 //! Markets of several nodes in one process, over real TCP on loopback.
 
 mod agreement;
+mod byzantine;
 mod folder;
 mod joining;
 
