@@ -23,6 +23,7 @@ use crate::driver::{
 };
 use crate::handle::{StartError, View};
 use crate::record_log::{HEADER_LEN_BYTES, LogError, RecordLog, replace_file};
+use crate::snapshots::{SNAPSHOT_FORMAT, Snapshots};
 
 const LOG_MAGIC: &[u8; 8] = b"RSSTATE1";
 /// A block of 1 MiB changes less than this: every change comes from bytes of a transaction.
@@ -32,8 +33,6 @@ const CHECKPOINT_MAGIC: &[u8; 8] = b"RSCHECK1";
 const LOG_LEN_BYTES_MIN: u64 = 4 << 20;
 /// Largest snapshot that is taken from others. It is held in memory until its hash is proven.
 const SNAPSHOT_LEN_BYTES_MAX: usize = 1 << 30;
-/// The ledger's snapshot, cut in chunks.
-const SNAPSHOT_FORMAT: u32 = 1;
 
 /// The application over the ledger. Cheap to share; all state is behind locks.
 #[derive(Debug)]
@@ -45,6 +44,8 @@ pub struct LedgerApp {
     executed: Mutex<Option<Executed>>,
     disk: Mutex<Disk>,
     incoming: Mutex<Option<Incoming>>,
+    /// What newcomers are offered; `None` keeps none.
+    snapshots: Option<Mutex<Snapshots>>,
     founders: Vec<Validator>,
 }
 
@@ -130,7 +131,39 @@ impl LedgerApp {
                 log_len_bytes_min,
             }),
             incoming: Mutex::default(),
+            snapshots: None,
         })
+    }
+
+    /// Keeps snapshots for newcomers in `dir/snapshots`, one every `every_heights` heights.
+    ///
+    /// # Errors
+    /// [`StartError::Io`].
+    pub fn keep_snapshots(mut self, dir: &Path, every_heights: u64) -> Result<Self, StartError> {
+        let path = dir.join("snapshots");
+        let snapshots = Snapshots::open(&path, every_heights)
+            .map_err(|source| StartError::Io { path, source })?;
+        self.snapshots = Some(Mutex::new(snapshots));
+        Ok(self)
+    }
+
+    /// Keeps a snapshot of the state as it is when one is due. A newcomer can wait for the next one:
+    /// failing here stops nobody.
+    fn keep_due_snapshot(&self) {
+        let Some(mut snapshots) = self.snapshots() else { return };
+        let state = self.view();
+        let height = state.height();
+        if snapshots.is_due(height) {
+            let content = state.to_snapshot();
+            drop(state);
+            if let Err(error) = snapshots.keep(height, &content) {
+                tracing::warn!(height, %error, "no snapshot could be kept");
+            }
+        }
+    }
+
+    fn snapshots(&self) -> Option<MutexGuard<'_, Snapshots>> {
+        self.snapshots.as_ref().map(|it| it.lock().expect("no panic under this lock"))
     }
 
     /// Read access to the committed state.
@@ -249,6 +282,8 @@ impl Application for LedgerApp {
             disk.checkpoint_len_bytes = bytes.len() as u64;
             disk.log.truncate(HEADER_LEN_BYTES).map_err(storage)?;
         }
+        drop(disk);
+        self.keep_due_snapshot();
         Ok(self.info())
     }
 
@@ -274,33 +309,16 @@ impl Application for LedgerApp {
     }
 
     fn list_snapshots(&self) -> Vec<SnapshotOffer> {
-        // The checkpoint is replaced as a whole, so that its file is always one snapshot.
-        let path = self.disk().checkpoint_path.clone();
-        let Ok(bytes) = std::fs::read(path) else { return Vec::new() };
-        let Ok(checkpoint) = parse_checkpoint(&bytes) else { return Vec::new() };
-        let chunk_count = checkpoint.snapshot.len().div_ceil(SNAPSHOT_CHUNK_LEN_BYTES);
-        vec![SnapshotOffer {
-            height: checkpoint.height,
-            format: SNAPSHOT_FORMAT,
-            chunk_count: u32::try_from(chunk_count).unwrap_or(u32::MAX),
-            hash: Sha256::digest(checkpoint.snapshot).into(),
-        }]
+        self.snapshots().map_or(Vec::new(), |snapshots| snapshots.offers())
     }
 
     fn load_snapshot_chunk(&self, height: u64, format: u32, chunk_index: u32) -> Option<Vec<u8>> {
-        let path = self.disk().checkpoint_path.clone();
-        let bytes = std::fs::read(path).ok()?;
-        let checkpoint = parse_checkpoint(&bytes).ok()?;
-        if (checkpoint.height, SNAPSHOT_FORMAT) != (height, format) {
-            return None;
-        }
-        let chunk = checkpoint.snapshot.chunks(SNAPSHOT_CHUNK_LEN_BYTES).nth(chunk_index as usize);
-        chunk.map(<[u8]>::to_vec)
+        self.snapshots()?.chunk(height, format, chunk_index)
     }
 
     fn offer_snapshot(&self, offer: &SnapshotOffer, app_hash: [u8; 32]) -> SnapshotVerdict {
         let fits = offer.format == SNAPSHOT_FORMAT
-            && (1..=SNAPSHOT_CHUNKS_MAX).contains(&offer.chunk_count)
+            && (1..=SNAPSHOT_CHUNKS_MAX).contains(&offer.chunk_hashes.len())
             && self.info().height == 0;
         if !fits {
             return SnapshotVerdict::Reject;
@@ -314,11 +332,19 @@ impl Application for LedgerApp {
         let mut slot = self.incoming.lock().expect("no panic under this lock");
         let Some(incoming) = slot.as_mut() else { return SnapshotVerdict::Reject };
         let due = incoming.content.len() == chunk_index as usize * SNAPSHOT_CHUNK_LEN_BYTES;
-        let is_last = chunk_index + 1 == incoming.offer.chunk_count;
+        let Some(hash) = incoming.offer.chunk_hashes.get(chunk_index as usize) else {
+            return SnapshotVerdict::Reject;
+        };
+        let is_last = chunk_index as usize + 1 == incoming.offer.chunk_hashes.len();
         let len_fits = chunk.len() == SNAPSHOT_CHUNK_LEN_BYTES
             || (is_last && (1..SNAPSHOT_CHUNK_LEN_BYTES).contains(&chunk.len()));
-        let room = incoming.content.len() + chunk.len() <= SNAPSHOT_LEN_BYTES_MAX;
-        if !(due && len_fits && room) {
+        if !due {
+            return SnapshotVerdict::Reject;
+        }
+        if !len_fits || <[u8; 32]>::from(Sha256::digest(chunk)) != *hash {
+            return SnapshotVerdict::BadChunk;
+        }
+        if incoming.content.len() + chunk.len() > SNAPSHOT_LEN_BYTES_MAX {
             return SnapshotVerdict::Reject;
         }
         incoming.content.extend_from_slice(chunk);

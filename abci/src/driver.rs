@@ -78,10 +78,10 @@ pub struct SnapshotOffer {
     pub height: u64,
     /// Format of the content; 1 is the ledger's snapshot cut in chunks.
     pub format: u32,
-    /// How many chunks it has.
-    pub chunk_count: u32,
     /// SHA-256 of the whole content.
     pub hash: [u8; 32],
+    /// SHA-256 of every chunk, in order: tells who sent a bad one.
+    pub chunk_hashes: Vec<[u8; 32]>,
 }
 
 /// What to do after a snapshot or a chunk was looked at.
@@ -93,12 +93,14 @@ pub enum SnapshotVerdict {
     Done,
     /// Not usable: wrong format, wrong content.
     Reject,
+    /// The chunk is not the one that was offered: another sender may have it.
+    BadChunk,
 }
 
 /// Length of a snapshot chunk; only the last is shorter.
 pub const SNAPSHOT_CHUNK_LEN_BYTES: usize = 4 << 20;
 /// Most chunks of a snapshot.
-pub const SNAPSHOT_CHUNKS_MAX: u32 = 4_096;
+pub const SNAPSHOT_CHUNKS_MAX: usize = 4_096;
 
 /// Why the application cannot go on. The driver must stop: what is durable is not known.
 #[derive(Debug, Error)]

@@ -64,6 +64,8 @@ impl Recogniser {
             Call::Info(_) => return Ok(()),
             Call::Abandon => {
                 self.executed = None;
+                // The next one may begin a chain that has no block yet.
+                self.needs_init = height == 0;
                 return Ok(());
             }
             Call::Restored(height) if self.needs_init => {

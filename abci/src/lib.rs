@@ -13,6 +13,8 @@ pub mod grammar;
 pub mod handle;
 mod open_dir;
 pub mod record_log;
+pub mod shim;
+mod snapshots;
 pub mod solo;
 #[cfg(test)]
 mod testing;

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use prost::Message;
-use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
+use prost::encoding::decode_varint;
 use thiserror::Error;
 
 /// Longest frame of the kinds that carry blocks or snapshots (DESIGN.md 7).
@@ -164,16 +164,14 @@ fn read_varint(bytes: &[u8]) -> Result<Option<(u64, usize)>, FrameError> {
 
 /// Appends `message` as a frame.
 pub fn put_frame(message: &impl Message, out: &mut Vec<u8>) {
-    let len_bytes = message.encoded_len();
-    out.reserve(encoded_len_varint(len_bytes as u64) + len_bytes);
-    encode_varint(len_bytes as u64, out);
-    message.encode_raw(out);
+    message.encode_length_delimited(out).expect("memory takes any length");
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use prost::encoding::encode_varint;
     use tendermint_proto::v0_38::abci::{Request, RequestCheckTx, RequestFinalizeBlock, request};
 
     use super::*;
@@ -216,7 +214,7 @@ mod tests {
         let mut buffer = FrameBuffer::new(request_len_bytes_max);
         let mut bytes = Vec::new();
         encode_varint(BULK_LEN_BYTES_MAX as u64, &mut bytes);
-        bytes.push(20 << 1 | 0x80);
+        encode_varint(20 << 3 | 2, &mut bytes);
         assert!(feed(&mut buffer, &bytes, 1).is_empty());
         assert!(buffer.is_mid_frame() && buffer.capacity_bytes() == BUFFER_LEN_BYTES);
         bytes.clear();
