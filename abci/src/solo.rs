@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use crate::app::LedgerApp;
 use crate::cluster::certificate::{
-    BlockHeader, BlockId, Certificate, ChainBlock, ValidatorSet, VoteKind, certificate_hash,
-    evidence_hash, sign, txs_root, vote_sign_bytes,
+    BLOCK_LEN_BYTES_MAX, BlockHeader, BlockId, Certificate, ChainBlock, ValidatorSet, VoteKind,
+    certificate_hash, evidence_hash, sign, txs_root, vote_sign_bytes,
 };
 use crate::cluster::mempool::{Mempool, NoRoom};
 use crate::cluster::pace::Pace;
@@ -226,7 +226,7 @@ impl Maker {
             let why = "another validator has power now: run `cluster`".into();
             return Err(Fatal::Diverged(why));
         }
-        let waiting: Vec<Vec<u8>> = self.mempool.iter().map(|w| w.bytes.to_vec()).collect();
+        let waiting = self.mempool.oldest(2 * BLOCK_LEN_BYTES_MAX);
         let proposal = Proposal { height, proposer, txs: &waiting, misbehaviour: &[] };
         let txs = self.app.prepare_proposal(&proposal);
         let (parent, last_certificate) = match last {

@@ -85,6 +85,17 @@ impl Mempool {
         }
     }
 
+    /// The oldest, about as many as `len_bytes` hold: what a proposer picks from.
+    pub fn oldest(&self, len_bytes: usize) -> Vec<Vec<u8>> {
+        let mut left = len_bytes;
+        let fits = |waiting: &&Waiting| {
+            let fits = left >= waiting.bytes.len();
+            left = left.saturating_sub(waiting.bytes.len());
+            fits
+        };
+        self.txs.iter().take_while(fits).map(|waiting| waiting.bytes.to_vec()).collect()
+    }
+
     /// All, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Waiting> {
         self.txs.iter()

@@ -142,6 +142,11 @@ impl Wal {
         Ok(())
     }
 
+    /// Whether everything appended is on disk: what every publish asserts.
+    pub fn is_flushed(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Makes everything appended durable. Must return before anything of ours is published.
     ///
     /// # Errors

@@ -79,6 +79,7 @@ impl Mesh {
             }
             writer.close();
         });
+        let _leave = Leave { mesh: self, peer: &peer };
         if self.0.serve.deliver(MeshEvent::Up { peer: peer.id, key: peer.key }) {
             match self.read_all(&peer) {
                 Ok(()) => {}
@@ -88,10 +89,6 @@ impl Mesh {
                 Err(error) => tracing::warn!(peer = %peer.addr, %error, "bad bytes from a peer"),
             }
         }
-        peer.close();
-        self.0.peers.lock().expect("no panic under this lock").remove(&peer.id);
-        self.0.serve.deliver(MeshEvent::Down { peer: peer.id });
-        self.wake_dialler();
     }
 
     /// Enters a peer into the table, unless another connection to it is the one to keep.
@@ -182,6 +179,23 @@ impl Mesh {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes a peer out of the table when its reader ends, however it ends.
+struct Leave<'a> {
+    mesh: &'a Mesh,
+    peer: &'a Peer,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.peer.close();
+        if let Ok(mut peers) = self.mesh.0.peers.lock() {
+            peers.remove(&self.peer.id);
+        }
+        self.mesh.0.serve.deliver(MeshEvent::Down { peer: self.peer.id });
+        self.mesh.wake_dialler();
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{BODIES_PER_SENDER_MAX, EARLY_BODIES_MAX, EARLY_MESSAGES_MAX, Early, Fatal, Node};
 use crate::cluster::certificate::{
-    BLOCK_EVIDENCE_MAX, BlockHeader, BlockId, ChainBlock, DoubleVote, certificate_hash,
-    evidence_hash, txs_root,
+    BLOCK_EVIDENCE_MAX, BLOCK_LEN_BYTES_MAX, BlockHeader, BlockId, ChainBlock, DoubleVote,
+    certificate_hash, evidence_hash, txs_root,
 };
 use crate::cluster::core::{Action, CoreInput, LogItem};
 use crate::cluster::frame::Frame;
@@ -45,7 +45,7 @@ impl Node {
             let start = begun(true);
             self.replay(start, recovered)?;
         }
-        let Early { messages, bodies } = std::mem::take(&mut self.early);
+        let Early { messages, bodies } = self.early.remove(&height).unwrap_or_default();
         for (round, block) in bodies {
             if self.running && self.height + 1 == height {
                 let proposer = block.header.proposer;
@@ -115,21 +115,31 @@ impl Node {
 
     pub(super) fn handle_message(&mut self, peer: PeerId, message: Message) -> Result<(), Fatal> {
         let height = message.height();
-        if height == self.height + 1 {
-            if self.running {
-                return self.input(CoreInput::Message(message));
-            }
-            self.woken = true;
-            if self.early.messages.len() < EARLY_MESSAGES_MAX {
-                self.early.messages.push(message);
-            }
-        } else if height > self.height + 1 {
-            self.note_height(peer, height - 1);
-        } else {
+        if height <= self.height {
             // It has not heard of our last block, perhaps because a frame was dropped.
             self.mesh.send(peer, &Frame::Status { height: self.height });
+            return Ok(());
+        }
+        if self.running && height == self.height + 1 {
+            return self.input(CoreInput::Message(message));
+        }
+        if let Some(early) = self.early_of(height)
+            && early.messages.len() < EARLY_MESSAGES_MAX
+        {
+            early.messages.push(message);
+        }
+        if height > self.height + 1 {
+            self.note_height(peer, height - 1);
         }
         Ok(())
+    }
+
+    /// Where to keep what is for a height that we have not begun: the next, and the one after, for
+    /// whoever is a block ahead of us says things only once.
+    fn early_of(&mut self, height: u64) -> Option<&mut Early> {
+        self.woken |= height == self.height + 1;
+        let is_near = (self.height + 1..=self.height + 2).contains(&height);
+        is_near.then(|| self.early.entry(height).or_default())
     }
 
     pub(super) fn handle_body(
@@ -138,13 +148,12 @@ impl Node {
         round: u32,
         block: ChainBlock,
     ) -> Result<(), Fatal> {
-        if block.header.height != self.height + 1 {
-            return Ok(());
-        }
-        if !self.running {
-            self.woken = true;
-            if self.early.bodies.len() < EARLY_BODIES_MAX {
-                self.early.bodies.push((round, block));
+        let height = block.header.height;
+        if !self.running || height != self.height + 1 {
+            if let Some(early) = self.early_of(height)
+                && early.bodies.len() < EARLY_BODIES_MAX
+            {
+                early.bodies.push((round, block));
             }
             return Ok(());
         }
@@ -160,7 +169,7 @@ impl Node {
         let is_valid = match self.judge(&block) {
             Ok(()) => true,
             Err(why) => {
-                tracing::warn!(height = self.height + 1, round, %id, why, "proposed block refused");
+                tracing::warn!(height, round, %id, why, "proposed block refused");
                 false
             }
         };
@@ -168,7 +177,6 @@ impl Node {
         let proposer = block.header.proposer;
         self.missed.remove(&proposer);
         self.values.insert(id, block);
-        let height = self.height + 1;
         self.input(CoreInput::Value { height, round, proposer, id, is_valid })
     }
 
@@ -220,7 +228,7 @@ impl Node {
                 Action::CancelAll => self.timers.clear(),
                 Action::Round { round, .. } => {
                     self.round = round;
-                    self.messages.retain(|message| message.round() + 2 > round);
+                    self.messages.retain(|message| message.round().saturating_add(2) > round);
                     self.pace.round_began(Instant::now());
                 }
                 Action::Decided(certificate) => self.decided = Some(certificate),
@@ -276,6 +284,7 @@ impl Node {
     }
 
     fn publish(&mut self, message: Message) {
+        assert!(self.wal.is_flushed(), "what we sign is on disk before anybody hears it");
         if let Message::Proposal(proposal) = &message {
             self.send_body(proposal.round, &proposal.id);
         }
@@ -317,7 +326,7 @@ impl Node {
     /// Makes the block that is ours to propose.
     fn propose(&mut self, round: u32) -> Result<(), Fatal> {
         let height = self.height + 1;
-        let waiting: Vec<Vec<u8>> = self.mempool.iter().map(|w| w.bytes.to_vec()).collect();
+        let waiting = self.mempool.oldest(2 * BLOCK_LEN_BYTES_MAX);
         let (genesis_hash, last) = (self.genesis_hash, self.height);
         self.evidence.retain(|double| {
             double.first.height <= last && double.first.height + EVIDENCE_HEIGHTS_MAX > last

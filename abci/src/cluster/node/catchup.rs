@@ -98,10 +98,15 @@ impl Node {
             self.request = None;
         }
         let before = self.height;
-        for (bytes, at) in blocks.iter().zip(from..) {
-            // Decided here meanwhile.
+        for (offset, bytes) in (0_u64..).zip(blocks) {
+            // `from` is the peer's word. What was decided here meanwhile is passed over; what does
+            // not follow is no answer to us.
+            let at = from.saturating_add(offset);
             if at <= self.height {
                 continue;
+            }
+            if at > self.height + 1 {
+                break;
             }
             match self.check_certified(bytes) {
                 Ok(certified) => self.commit(certified)?,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Early, Fatal, Node};
+use super::{Fatal, Node};
 use crate::cluster::certificate::{Certificate, ChainBlock, ValidatorSet};
 use crate::cluster::frame::Frame;
 use crate::cluster::mesh::Roster;
@@ -67,12 +67,12 @@ impl Node {
         self.shared.store.append(&certified)?;
         let finalized = self.execute(&certified)?;
         self.running = false;
-        self.woken = false;
+        self.early.retain(|height, _| *height > self.height);
+        self.woken = self.early.contains_key(&(self.height + 1));
         self.round = 0;
         self.timers.clear();
         self.values.clear();
         self.messages.clear();
-        self.early = Early::default();
         self.behind_since = None;
         self.pace.committed(Instant::now());
         *self.shared.last_commit.lock().expect("no panic under this lock") = Instant::now();

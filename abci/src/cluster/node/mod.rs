@@ -97,7 +97,7 @@ impl Serve for Shared {
             Frame::GetBlocks { from } => {
                 let mut blocks = Vec::new();
                 let mut len_bytes = 0;
-                for height in (*from..).take(BLOCKS_MAX) {
+                for height in *from..from.saturating_add(BLOCKS_MAX as u64) {
                     // A damaged record is the operator's business; the peer asks somebody else.
                     let Ok(Some(bytes)) = self.store.read_bytes(height) else { break };
                     len_bytes += bytes.len();
@@ -150,7 +150,7 @@ struct PeerState {
     ask_after: Option<Instant>,
 }
 
-/// What came for the next height before we began it.
+/// What came for a height before we began it.
 #[derive(Debug, Default)]
 struct Early {
     messages: Vec<Message>,
@@ -205,7 +205,8 @@ pub struct Node {
     /// Who let a turn pass since its last proposal: waited for less.
     missed: BTreeSet<[u8; 32]>,
     decided: Option<Certificate>,
-    early: Early,
+    /// What came for the next two heights before we began them.
+    early: BTreeMap<u64, Early>,
     evidence: Vec<DoubleVote>,
 
     peers: BTreeMap<PeerId, PeerState>,
@@ -274,7 +275,7 @@ impl Node {
             timers: BTreeMap::new(),
             missed: BTreeSet::new(),
             decided: None,
-            early: Early::default(),
+            early: BTreeMap::new(),
             evidence: Vec::new(),
             peers: BTreeMap::new(),
             request: None,

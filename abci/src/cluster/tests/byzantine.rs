@@ -100,6 +100,9 @@ fn junk_from_a_validator_ends_its_connection_and_nothing_else() {
         let _ = stream.write_all(&Frame::GetBlocks { from: u64::MAX }.to_bytes());
         let _ = stream.write_all(&Frame::GetBlocks { from: 0 }.to_bytes());
         let _ = stream.write_all(&Frame::Wake { height: u64::MAX }.to_bytes());
+        // An answer that nobody asked for, and one that is asked for right before.
+        let blocks = vec![vec![1; 100]; 3];
+        let _ = stream.write_all(&Frame::Blocks { from: u64::MAX, blocks, height }.to_bytes());
     }
     market.submit(1, offer(2));
     market.submit(0, offer(3));

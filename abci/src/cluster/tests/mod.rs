@@ -4,6 +4,7 @@ mod agreement;
 mod byzantine;
 mod folder;
 mod joining;
+mod processes;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -32,6 +33,20 @@ struct Market {
     nodes: Vec<Option<Cluster>>,
     /// Last, so that the nodes have ended when it goes.
     dir: TempDir,
+}
+
+/// A panic on a connection's thread ends that connection only, which a test would not notice.
+fn fail_on_mesh_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let default = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            default(panic);
+            if std::thread::current().name().is_some_and(|name| name.starts_with("mesh-")) {
+                std::process::abort();
+            }
+        }));
+    });
 }
 
 fn key(seed: u8) -> SigningKey {
@@ -65,6 +80,7 @@ impl Market {
     }
 
     fn prepare(name: &str, founders: u8, params: Params) -> Self {
+        fail_on_mesh_panics();
         let dir = TempDir::new(name);
         let keys: Vec<_> = (1..=founders).map(key).collect();
         let addrs: Vec<_> = keys.iter().map(|_| free_addr()).collect();
