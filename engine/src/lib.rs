@@ -13,6 +13,7 @@ pub mod io;
 pub mod offline;
 pub mod shard;
 pub mod store;
+pub mod testing;
 
 #[cfg(test)]
 mod test_support;

@@ -10,7 +10,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::disk::FileKey;
+use super::disk::{Class, DiskTask, FileKey, TaskKind};
 use super::timers::Timer;
 use super::{Flight, Shard};
 use crate::api::{Event, ListingId};
@@ -24,6 +24,9 @@ const BATCH_BYTES: u64 = 64 << 20;
 const BATCH_AGE: Duration = Duration::from_secs(1);
 /// How long after a failed journal write the same bytes are tried again.
 const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+
+/// So many failed syncs of the journal in a row mean that its device is gone.
+const JOURNAL_FAILURES_MAX: u32 = 5;
 
 /// Written pieces by listing.
 type Pieces = BTreeMap<ListingId, RunSet>;
@@ -69,7 +72,17 @@ struct JournalFile {
     is_opening: bool,
     /// In flight or to be tried again: position and bytes.
     in_flight: Option<(u64, Vec<u8>)>,
+    is_writing: bool,
+    /// A sync failed: everything behind the last good one is to be written again.
+    must_rewrite: bool,
     retry_at: Option<Instant>,
+    /// Everything behind the last good sync and where it begins: what a failed sync may have lost is
+    /// written again, for retrying the sync alone proves nothing.
+    unsynced: Vec<u8>,
+    unsynced_at: u64,
+    /// End of what the sync in flight covers.
+    syncing_to: u64,
+    failures: u32,
     /// Broken: nothing is claimed any more.
     is_lost: bool,
 }
@@ -88,7 +101,13 @@ impl Commit {
                 file: None,
                 is_opening: false,
                 in_flight: None,
+                is_writing: false,
+                must_rewrite: false,
                 retry_at: None,
+                unsynced: Vec::new(),
+                unsynced_at: 0,
+                syncing_to: 0,
+                failures: 0,
                 is_lost: false,
             },
         }
@@ -152,28 +171,24 @@ impl Shard {
         let pieces = std::mem::take(&mut commit.pieces);
         let files = std::mem::take(&mut commit.files);
         (commit.bytes, commit.oldest) = (0, None);
-        let mut left = 0;
-        for key in files {
-            let Some(file) = self.disk.ready_file(key) else { continue };
-            if !self.config.durable {
-                self.file_is_clean(key);
-                continue;
-            }
-            // A write that starts from here on makes the file dirty again.
-            self.disk.set_clean(key);
-            let id = self.flights.insert(Flight::SyncData(key));
-            self.out.push_back(Op::Sync { id, file });
-            left += 1;
-        }
+        let left = if self.config.durable { files.len() } else { 0 };
         self.commit.phase = Phase::Data { left, failed: BTreeSet::new(), pieces };
+        for key in files {
+            if self.config.durable {
+                let (class, job, kind) = (Class::Foreground, 0, TaskKind::Sync);
+                self.disk_submit(DiskTask { key, class, job, kind });
+            } else {
+                self.file_is_clean(key);
+            }
+        }
         if left == 0 {
             self.data_is_synced();
         }
+        self.pump_disk();
     }
 
-    /// Answer to the sync of a payload file.
-    pub(super) fn handle_data_synced(&mut self, key: FileKey, result: io::Result<()>) {
-        self.file_is_clean(key);
+    /// A payload file is synced, or could not be.
+    pub(super) fn data_synced(&mut self, key: FileKey, result: io::Result<()>) {
         let Phase::Data { left, failed, .. } = &mut self.commit.phase else { return };
         *left -= 1;
         let is_last = *left == 0;
@@ -196,7 +211,14 @@ impl Shard {
         // touch the file is not worth finding out.
         let listings: BTreeSet<ListingId> = failed.iter().map(|key| key.listing).collect();
         for listing in listings {
-            let unknown = pieces.remove(&listing).unwrap_or_default();
+            let mut unknown = pieces.remove(&listing).unwrap_or_default();
+            // What was written meanwhile may have been under the failed sync as well.
+            if let Some(later) = self.commit.pieces.remove(&listing) {
+                later.runs().for_each(|(first, count)| unknown.insert(first, count));
+            }
+            if let Some(active) = self.active.get_mut(&listing) {
+                active.doubtful.extend(active.writing.keys());
+            }
             self.pieces_are_unknown(listing, unknown);
         }
         for (&listing, runs) in &pieces {
@@ -230,18 +252,26 @@ impl Shard {
             }
             return;
         };
-        if journal.retry_at.is_some_and(|at| at > self.now) {
+        if journal.is_writing || journal.retry_at.is_some_and(|at| at > self.now) {
             return;
         }
-        let is_retry = journal.retry_at.take().is_some();
+        journal.retry_at = None;
+        if std::mem::take(&mut journal.must_rewrite) {
+            journal.in_flight = Some((journal.unsynced_at, journal.unsynced.clone()));
+        }
         if journal.in_flight.is_none() {
             journal.in_flight = journal.writer.take_pending();
-        } else if !is_retry {
-            return;
+            if let Some((offset_bytes, data)) = &journal.in_flight {
+                if journal.unsynced.is_empty() {
+                    journal.unsynced_at = *offset_bytes;
+                }
+                journal.unsynced.extend_from_slice(data);
+            }
         }
         if let Some((offset_bytes, data)) = &journal.in_flight {
             let id = self.flights.insert(Flight::WriteJournal);
             let (offset_bytes, data) = (*offset_bytes, data.clone());
+            journal.is_writing = true;
             self.out.push_back(Op::WriteSmall { id, file, offset_bytes, data });
         } else if matches!(self.commit.phase, Phase::Journal { .. }) {
             self.sync_journal(file);
@@ -254,6 +284,8 @@ impl Shard {
             return;
         };
         self.commit.phase = Phase::Sync { pieces };
+        let journal = &mut self.commit.journal;
+        journal.syncing_to = journal.unsynced_at + journal.unsynced.len() as u64;
         if self.config.durable {
             let id = self.flights.insert(Flight::SyncJournal);
             self.out.push_back(Op::Sync { id, file });
@@ -273,6 +305,7 @@ impl Shard {
 
     /// Answer to a write of records. A full disk is waited for; the bytes are kept.
     pub(super) fn handle_journal_written(&mut self, result: io::Result<()>) {
+        self.commit.journal.is_writing = false;
         match result {
             Ok(()) => self.commit.journal.in_flight = None,
             Err(error) => {
@@ -289,10 +322,25 @@ impl Shard {
         let Phase::Sync { pieces } = std::mem::replace(&mut self.commit.phase, Phase::Idle) else {
             return;
         };
+        let journal = &mut self.commit.journal;
         if let Err(error) = result {
-            self.lose_journal(&error);
+            journal.failures += 1;
+            if journal.failures >= JOURNAL_FAILURES_MAX {
+                self.lose_journal(&error);
+                return;
+            }
+            tracing::error!(%error, "journal not synced, writing it again");
+            journal.must_rewrite = true;
+            let at = self.now + JOURNAL_RETRY;
+            journal.retry_at = Some(at);
+            self.commit.phase = Phase::Journal { pieces };
+            self.timers.set(at, Timer::Commit);
             return;
         }
+        let covered = (journal.syncing_to - journal.unsynced_at) as usize;
+        journal.unsynced.drain(..covered.min(journal.unsynced.len()));
+        journal.unsynced_at = journal.syncing_to;
+        journal.failures = 0;
         for (listing, runs) in pieces {
             self.pieces_are_durable(listing, &runs);
         }

@@ -58,18 +58,20 @@ pub(super) enum TaskKind {
     Write { offset_bytes: u64, buf: Extent, start: usize, len: usize },
     /// Make sure that the file exists with its full length.
     Touch,
+    /// Sync what was written; the commit is told, no job.
+    Sync,
 }
 
 impl DiskTask {
     fn len_bytes(&self) -> u64 {
         match &self.kind {
             TaskKind::Read { len, .. } | TaskKind::Write { len, .. } => *len as u64,
-            TaskKind::Touch => 0,
+            TaskKind::Touch | TaskKind::Sync => 0,
         }
     }
 
     fn needs_write(&self) -> bool {
-        !matches!(self.kind, TaskKind::Read { .. })
+        matches!(self.kind, TaskKind::Write { .. } | TaskKind::Touch)
     }
 }
 
@@ -136,14 +138,6 @@ pub(super) struct TaskFlight {
 }
 
 impl Disk {
-    /// The open descriptor of a file, if there is one.
-    pub fn ready_file(&self, key: FileKey) -> Option<FileId> {
-        match self.files.get(&key)?.state {
-            FileState::Ready(file) => Some(file),
-            _ => None,
-        }
-    }
-
     /// Marks what a sync has made clean again.
     pub fn set_clean(&mut self, key: FileKey) {
         if let Some(file) = self.files.get_mut(&key) {
@@ -154,11 +148,6 @@ impl Disk {
     /// Nothing queued and nothing in flight.
     pub fn is_idle(&self) -> bool {
         self.ops_in_flight == 0 && self.foreground.is_empty() && self.check.is_empty()
-    }
-
-    /// Writes waiting or in flight: how far the disk is behind.
-    pub fn queued(&self) -> usize {
-        self.foreground.len() + self.ops_in_flight
     }
 }
 
@@ -209,7 +198,9 @@ impl Shard {
             file.stale = true;
         }
         match file.state {
-            FileState::Ready(id) if !file.stale => self.run_task(id, task),
+            FileState::Ready(id) if !file.stale || matches!(task.kind, TaskKind::Sync) => {
+                self.run_task(id, task);
+            }
             _ => {
                 file.waiting.push_back(task);
                 self.close_if_stale(key);
@@ -218,7 +209,7 @@ impl Shard {
     }
 
     fn open_file(&mut self, key: FileKey, first: DiskTask) {
-        let Some(spec) = self.open_spec(key) else {
+        let Some(spec) = self.open_spec(key, first.needs_write()) else {
             self.fail_task(first, io::Error::from(io::ErrorKind::NotFound));
             return;
         };
@@ -268,7 +259,7 @@ impl Shard {
 
     /// Answer to [`Op::Open`].
     pub(super) fn handle_opened(&mut self, key: FileKey, result: io::Result<(FileId, u64)>) {
-        let spec = self.open_spec(key);
+        let spec = self.open_spec(key, false);
         let Some(file) = self.disk.files.get_mut(&key) else {
             if let Ok((id, _)) = result {
                 self.out.push_back(Op::CloseFile { file: id });
@@ -331,6 +322,13 @@ impl Shard {
         let DiskTask { key, class, job, .. } = task;
         let len = task.len_bytes();
         match task.kind {
+            TaskKind::Sync => {
+                // A write that starts from here on makes the file dirty again.
+                self.disk.set_clean(key);
+                self.count_started(key, class, 0);
+                let id = self.flights.insert(Flight::SyncData(key));
+                self.out.push_back(Op::Sync { id, file: file_id });
+            }
             TaskKind::Touch => {
                 self.task_done(key, job, TaskDone::Wrote(Ok(0)));
             }
@@ -423,6 +421,7 @@ impl Shard {
     fn fail_task(&mut self, task: DiskTask, error: io::Error) {
         let (key, job) = (task.key, task.job);
         let done = match task.kind {
+            TaskKind::Sync => return self.data_synced(key, Err(error)),
             TaskKind::Read { buf, .. } => TaskDone::Read(Err(error), buf),
             _ => TaskDone::Wrote(Err((error, task))),
         };
@@ -431,8 +430,20 @@ impl Shard {
 
     fn close_if_stale(&mut self, key: FileKey) {
         let Some(file) = self.disk.files.get_mut(&key) else { return };
-        let is_ready = matches!(file.state, FileState::Ready(_));
-        if !file.stale || file.users > 0 || file.dirty || !is_ready {
+        let FileState::Ready(id) = file.state else { return };
+        if !file.stale {
+            return;
+        }
+        if file.dirty {
+            // It cannot be closed before it is synced, and the sync must not wait behind that.
+            let is_sync = |task: &DiskTask| matches!(task.kind, TaskKind::Sync);
+            match file.waiting.iter().position(is_sync).and_then(|at| file.waiting.remove(at)) {
+                Some(sync) => self.run_task(id, sync),
+                None => self.commit.is_urgent = true,
+            }
+            return;
+        }
+        if file.users > 0 {
             return;
         }
         let waiting = std::mem::take(&mut file.waiting);
@@ -442,25 +453,39 @@ impl Shard {
         }
     }
 
-    /// A sync of the file has ended, or was not needed.
+    /// A file needs no sync.
     pub(super) fn file_is_clean(&mut self, key: FileKey) {
         self.disk.set_clean(key);
         self.close_if_stale(key);
     }
 
+    /// Answer to the sync of a payload file.
+    pub(super) fn handle_data_synced(&mut self, key: FileKey, result: io::Result<()>) {
+        let (class, job, len, offset_bytes, start) = (Class::Foreground, 0, 0, 0, 0);
+        self.count_ended(&TaskFlight { key, class, job, len, offset_bytes, start });
+        self.close_if_stale(key);
+        self.data_synced(key, result);
+    }
+
     /// Forgets every open file of a listing, so that the next task opens it anew: after a failed
     /// sync, a check, a change of mode. `drop_tasks` also forgets what is queued (removal).
     pub(super) fn close_files_of(&mut self, listing: ListingId, drop_tasks: bool) {
+        // A commit counts its syncs: those that are dropped have nothing left to sync.
+        let mut dropped = Vec::new();
         if drop_tasks {
-            self.disk.foreground.retain(|task| task.key.listing != listing);
-            self.disk.check.retain(|task| task.key.listing != listing);
+            for queue in [&mut self.disk.foreground, &mut self.disk.check] {
+                let (gone, stay): (VecDeque<_>, VecDeque<_>) =
+                    queue.drain(..).partition(|task| task.key.listing == listing);
+                *queue = stay;
+                dropped.extend(gone);
+            }
         }
         let range = FileKey { listing, file: 0 }..=FileKey { listing, file: u32::MAX };
         let keys: Vec<FileKey> = self.disk.files.range(range).map(|(&key, _)| key).collect();
         for key in keys {
             let file = self.disk.files.get_mut(&key).expect("key of the range");
             if drop_tasks {
-                file.waiting.clear();
+                dropped.extend(file.waiting.drain(..));
                 file.dirty = false;
                 self.commit.files.remove(&key);
                 // Operations in flight complete on the driver's side; their answers find no file.
@@ -469,6 +494,9 @@ impl Shard {
                 file.stale = true;
                 self.close_if_stale(key);
             }
+        }
+        for task in dropped.into_iter().filter(|task| matches!(task.kind, TaskKind::Sync)) {
+            self.data_synced(task.key, Ok(()));
         }
     }
 }

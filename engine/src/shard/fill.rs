@@ -14,6 +14,7 @@ use ringseed_core::wire::{Kept, PeerId};
 use ringseed_sys::arena::ExtentMut;
 
 use super::peer::ConnId;
+use crate::store::RunSet;
 
 /// An extent that lies wholly in a pad.
 static ZEROS: [u8; EXTENT_LEN_MAX as usize] = [0; EXTENT_LEN_MAX as usize];
@@ -61,7 +62,22 @@ pub(super) struct Assembler {
     missing: BTreeMap<u32, u32>,
 }
 
+/// An extent that leaves the assembler.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub extent: ExtentIndex,
+    pub bytes: ExtentMut,
+    /// Pieces that were wanted in this buffer. Of the others there is nothing in it: they were had
+    /// before it was begun, and may still be on their way to the disk from an earlier buffer.
+    pub pieces: RunSet,
+}
+
 impl Fill {
+    fn filled(self, extent: ExtentIndex) -> Option<Filled> {
+        let pieces = self.blocks.iter().map(|block| block.block.piece().get()).collect();
+        Some(Filled { extent, bytes: self.buf?, pieces })
+    }
+
     /// The bytes, unless they are lent.
     pub fn bytes(&self) -> Option<&[u8]> {
         self.buf.as_deref()
@@ -260,14 +276,14 @@ impl Assembler {
         geometry: &Geometry,
         piece: PieceIndex,
         have: &Bitfield,
-    ) -> Vec<(ExtentIndex, ExtentMut)> {
+    ) -> Vec<Filled> {
         self.missing.remove(&piece.get());
         let mut done = Vec::new();
         for extent in geometry.extents_of_piece(piece) {
             if geometry.pieces_of_extent(extent).all(|piece| have.get(piece))
                 && let Some(fill) = self.fills.remove(&extent.get())
             {
-                done.push((extent, fill.buf.expect("a verified piece is not lent")));
+                done.push(fill.filled(extent).expect("a verified piece is not lent"));
             }
         }
         done
@@ -275,7 +291,7 @@ impl Assembler {
 
     /// Takes out an extent of several pieces of which some are verified and none is half here, so that
     /// the verified ones can be written and served; the others begin anew when they are asked for.
-    pub fn split_off(&mut self, geometry: &Geometry, extent: ExtentIndex) -> Option<ExtentMut> {
+    pub fn split_off(&mut self, geometry: &Geometry, extent: ExtentIndex) -> Option<Filled> {
         let fill = self.fills.get(&extent.get())?;
         let half_here = |piece: PieceIndex| {
             let mut of_piece = fill.blocks.iter().filter(|block| block.block.piece() == piece);
@@ -287,7 +303,7 @@ impl Assembler {
         for piece in geometry.pieces_of_extent(extent) {
             self.missing.remove(&piece.get());
         }
-        self.fills.remove(&extent.get())?.buf
+        self.fills.remove(&extent.get())?.filled(extent)
     }
 
     /// Extents being filled.
@@ -318,5 +334,42 @@ impl Assembler {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringseed_core::geometry::{FileSpan, Kind};
+    use ringseed_sys::arena::Arena;
+
+    use super::*;
+
+    /// Two newcomers that fetched from each other wrote blocks of other listings into their files: an
+    /// extent had been split off with some of its pieces, was begun again for the others, and when it
+    /// was full the pieces still being written from the first buffer were written from the second as
+    /// well, which held whatever its last owner had left there.
+    #[test]
+    fn a_buffer_that_is_begun_again_speaks_only_for_what_it_waited_for() {
+        let span = FileSpan { len_bytes: 16 * 16_384, pad: false };
+        let geometry = Geometry::new(16_384, &[span], Kind::V2).unwrap();
+        let arena = Arena::new(1 << 20).unwrap();
+        let extent = geometry.extent(0).unwrap();
+        let mut have = Bitfield::new(16);
+        for piece in geometry.pieces().take(5) {
+            have.set(piece);
+        }
+        let mut assembler = Assembler::default();
+        assembler.begin(&geometry, extent, arena.try_take().unwrap(), &have);
+        let mut filled = Vec::new();
+        for piece in geometry.pieces().skip(5) {
+            let block = geometry.blocks_of_piece(piece).next().unwrap();
+            let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
+            let peer = PeerId([1; 20]);
+            assert_eq!(assembler.land(&geometry, block, kept, ConnId(1), peer), Arrival::Whole);
+            have.set(piece);
+            filled.extend(assembler.finish(&geometry, piece, &have));
+        }
+        let [filled] = &filled[..] else { panic!("one extent is full") };
+        assert_eq!(filled.pieces.runs().collect::<Vec<_>>(), [(5, 11)]);
     }
 }

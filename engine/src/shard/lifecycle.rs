@@ -186,6 +186,7 @@ impl Shard {
             self.look_whether_complete(listing);
         } else {
             self.start_swarm(listing);
+            self.show_interest_to_all(listing);
             self.planning.insert(listing);
             self.dial_turn(listing);
         }

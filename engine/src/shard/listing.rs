@@ -136,6 +136,8 @@ pub(super) struct Active {
     pub journal_slot: Option<JournalSlot>,
     /// Extents of a verified piece whose write has not ended, by piece.
     pub writing: BTreeMap<u32, u32>,
+    /// Of these, pieces that a failed sync may have lost in part.
+    pub doubtful: BTreeSet<u32>,
     /// Empty files that are not created yet.
     pub touches_left: u32,
     pub are_touches_sent: bool,
@@ -195,6 +197,7 @@ impl Active {
             sources: BTreeMap::new(),
             journal_slot: None,
             writing: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             touches_left: 0,
             are_touches_sent: false,
             wait: None,

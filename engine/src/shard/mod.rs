@@ -224,6 +224,26 @@ impl Shard {
         }
     }
 
+    /// What waits for what, in words: for a simulated world that does not converge.
+    pub fn explain(&self) -> String {
+        let listings: Vec<_> = self
+            .active
+            .values()
+            .map(|active| {
+                (active.id, active.status(), &active.wait, &active.check, &active.writing)
+            })
+            .collect();
+        format!(
+            "listings {listings:?}; disk {:?}; commit {:?}; jobs {:?}; in flight {:?}; filling {}; arena {}",
+            self.disk,
+            self.commit,
+            self.jobs,
+            self.flights,
+            self.filling,
+            self.arena.in_use()
+        )
+    }
+
     /// Tells the program around the engine.
     fn tell(&self, event: Event) {
         // Nobody has to listen.

@@ -173,6 +173,13 @@ impl Shard {
         self.planning.insert(listing);
     }
 
+    /// Looks at every connection again: pieces were lost or found.
+    pub(super) fn show_interest_to_all(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get(&listing) else { return };
+        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
+        conns.into_iter().for_each(|id| self.show_interest(id, listing));
+    }
+
     /// Tells the peer whether we want something of it.
     fn show_interest(&mut self, id: ConnId, listing: ListingId) {
         let Some(active) = self.active.get_mut(&listing) else { return };
@@ -425,9 +432,9 @@ impl Shard {
         }
         for extent in extents {
             let Some(active) = self.active.get_mut(&listing) else { return };
-            if let Some(bytes) = active.assembler.split_off(&geometry, extent) {
+            if let Some(filled) = active.assembler.split_off(&geometry, extent) {
                 self.filling -= 1;
-                self.store_extent(listing, extent, bytes);
+                self.store_extent(listing, filled);
             }
         }
         self.set_split_timer(listing);

@@ -4,10 +4,10 @@ use std::io;
 
 use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{ExtentIndex, PieceIndex};
-use ringseed_sys::arena::ExtentMut;
 
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
+use super::fill::Filled;
 use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
 use super::timers::Timer;
 use super::{Job, Shard};
@@ -40,23 +40,20 @@ impl Shard {
         active.writing.insert(piece.get(), extents);
         let done = active.assembler.finish(&geometry, piece, &active.have);
         self.filling -= done.len();
-        for (extent, bytes) in done {
-            self.store_extent(listing, extent, bytes);
+        for filled in done {
+            self.store_extent(listing, filled);
         }
     }
 
     /// Freezes an extent of verified pieces: from here on it is served, and written.
-    pub(super) fn store_extent(
-        &mut self,
-        listing: ListingId,
-        extent: ExtentIndex,
-        bytes: ExtentMut,
-    ) {
+    pub(super) fn store_extent(&mut self, listing: ListingId, filled: Filled) {
+        let Filled { extent, bytes, pieces: wanted } = filled;
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let pieces: RunSet = geometry
             .pieces_of_extent(extent)
             .filter(|&piece| active.have.get(piece) && !active.stored.get(piece))
+            .filter(|&piece| wanted.contains(piece.get()) || geometry.piece_data_len(piece) == 0)
             .map(PieceIndex::get)
             .collect();
         let frozen = bytes.freeze();
@@ -155,15 +152,15 @@ impl Shard {
         }
     }
 
-    /// How a file of a listing is opened now.
-    pub(super) fn open_spec(&self, key: FileKey) -> Option<OpenSpec> {
+    /// How a file of a listing is opened now. While something is missing it will be written soon, so
+    /// it is opened for that at once; a check alone creates nothing.
+    pub(super) fn open_spec(&self, key: FileKey, needs_write: bool) -> Option<OpenSpec> {
         let active = self.active.get(&key.listing)?;
         let path = active.file_path(key.file)?;
         let geometry = active.geometry()?;
         let len_bytes = geometry.file_len(geometry.file(key.file).ok()?);
-        let is_written = active.place.is_owned()
-            && active.stage == Stage::Running
-            && (!active.stored.is_full() || active.touches_left > 0);
+        let is_filled = active.stage == Stage::Running && !active.stored.is_full();
+        let is_written = active.place.is_owned() && (needs_write || is_filled);
         let mode = if is_written { OpenMode::Write } else { OpenMode::Read };
         Some(OpenSpec { root: active.root.clone(), path, mode, len_bytes })
     }
@@ -212,15 +209,23 @@ impl Shard {
         // A write that went through shows that the disk is well again.
         active.wait_for = WAIT_MIN;
         let mut written = Vec::new();
+        let mut unknown = RunSet::default();
         for piece in pieces.iter() {
             let Some(left) = active.writing.get_mut(&piece) else { continue };
             *left -= 1;
             if *left == 0 {
                 active.writing.remove(&piece);
+                if active.doubtful.remove(&piece) {
+                    unknown.insert(piece, 1);
+                    continue;
+                }
                 let piece = geometry.piece(piece).expect("a piece of the extent");
                 active.stored.set(piece);
                 written.push(piece);
             }
+        }
+        if !unknown.is_empty() {
+            self.pieces_are_unknown(listing, unknown);
         }
         for piece in written {
             self.commit_piece(listing, piece.get(), u64::from(geometry.piece_data_len(piece)));
@@ -263,6 +268,9 @@ impl Shard {
 
     /// A sync failed: what these pieces are on disk nobody knows. Read them back, past the cache.
     pub(super) fn pieces_are_unknown(&mut self, listing: ListingId, pieces: RunSet) {
+        if pieces.is_empty() {
+            return;
+        }
         if let Some(slot) = self.journal_slot(listing) {
             self.commit.journal().lost(slot, pieces.runs());
         }
@@ -270,6 +278,7 @@ impl Shard {
         let Some(geometry) = active.geometry().cloned() else { return };
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
             active.clear_have(piece);
+            active.requests.piece_lost(piece);
             for extent in geometry.extents_of_piece(piece) {
                 self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
             }

@@ -51,7 +51,22 @@ pub struct RecoveredState {
     pub slots: BTreeMap<ListingKey, JournalSlot>,
 }
 
+impl RecoveredState {
+    /// Goes on from what a journal believed: the state, and the bytes of the new journal that must be
+    /// on disk before anything is appended to it.
+    pub fn begin(recovered: Recovered) -> (Self, Vec<u8>) {
+        let (mut writer, slots) = JournalWriter::checkpoint(recovered.generation + 1, &recovered);
+        let (_, checkpoint) = writer.take_pending().expect("a checkpoint has at least a header");
+        (RecoveredState { recovered, writer, slots }, checkpoint)
+    }
+}
+
 impl StateDir {
+    /// A state folder whose journal is looked after by the caller.
+    pub fn new(dir: DirHandle) -> Self {
+        StateDir { dir: Arc::new(dir) }
+    }
+
     /// The open folder.
     pub fn dir(&self) -> &Arc<DirHandle> {
         &self.dir
@@ -97,8 +112,7 @@ pub fn open_state_dir(
         ReadError::Io(source) => failed("cannot read the journal in")(source),
         ReadError::Journal(error) => EngineError::Journal { reason: error.to_string() },
     })?;
-    let (mut writer, slots) = JournalWriter::checkpoint(recovered.generation + 1, &recovered);
-    let (_, checkpoint) = writer.take_pending().expect("a checkpoint has at least a header");
+    let (found, checkpoint) = RecoveredState::begin(recovered);
     let name = Path::new(JOURNAL_NAME);
     dir.replace_file(name, &checkpoint).map_err(failed("cannot write the journal in"))?;
     let reserve = || -> io::Result<()> {
@@ -111,12 +125,12 @@ pub fn open_state_dir(
         tracing::warn!(%error, "no space reserved for the journal");
     }
     tracing::debug!(
-        listings = recovered.listings.len(),
-        generation = recovered.generation + 1,
-        torn_bytes = recovered.torn_bytes,
+        listings = found.recovered.listings.len(),
+        generation = found.recovered.generation + 1,
+        torn_bytes = found.recovered.torn_bytes,
         "journal replayed"
     );
-    Ok((StateDir { dir: Arc::new(dir) }, RecoveredState { recovered, writer, slots }))
+    Ok((StateDir::new(dir), found))
 }
 
 enum ReadError {

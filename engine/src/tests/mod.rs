@@ -1,5 +1,6 @@
 //! Whole engines on loopback, on the real drivers.
 
+mod sim;
 mod transfer;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,7 +13,10 @@ use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 
 use crate::offline::{self, CreateOptions};
-use crate::{AddListing, Config, Engine, Event, Identity, IoDriver, ListingId, Place};
+use crate::{
+    AddListing, Config, Engine, Event, Identity, IoDriver, ListingId, ListingState, Place,
+    WaitReason,
+};
 
 /// A loaded machine of two cores still makes it in a third of this.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,226 @@
+//! Shards in the simulated world of [`io::sim`](crate::io::sim): virtual network, virtual disks,
+//! virtual time, every chance from one seed. For the tests of this crate and of those above it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use ringseed_core::metainfo::Metainfo;
+use ringseed_sys::arena::Arena;
+use ringseed_sys::dir::DirHandle;
+
+use crate::api::{AddListing, Event, Identity, ListingId, ListingStatus, Place};
+use crate::config::Config;
+use crate::io::sim::{Crash, SimConfig, World};
+use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::{Shard, ShardParts};
+use crate::store::journal::{self, Recovered};
+use crate::store::{JOURNAL_NAME, RecoveredState, StateDir};
+
+/// Arena of a simulated node, in bytes: small, so that it runs full.
+const ARENA_LEN_BYTES: usize = 16 << 20;
+
+/// Shards in a simulated world.
+pub struct SimMarket {
+    /// The world, to break it.
+    pub world: World<Shard>,
+    nodes: Vec<SimNode>,
+    scratch: PathBuf,
+    next_listing: u64,
+}
+
+struct SimNode {
+    queue: Arc<CommandQueue>,
+    counters: Arc<Counters>,
+    events: Receiver<Event>,
+    life: u64,
+}
+
+impl SimMarket {
+    /// An empty world. Folders are opened beneath `scratch`, but nothing is ever written there: files
+    /// live on virtual disks.
+    ///
+    /// # Panics
+    /// Like every method here, when the scratch folder cannot be used: a test cannot go on then.
+    pub fn new(config: SimConfig, scratch: &Path) -> Self {
+        SimMarket {
+            world: World::new(config),
+            nodes: Vec::new(),
+            scratch: scratch.to_path_buf(),
+            next_listing: 1,
+        }
+    }
+
+    /// Adds a node and starts its shard.
+    pub fn add_node(&mut self) -> usize {
+        let node = self.world.add_node();
+        self.start(node, 0);
+        node
+    }
+
+    /// The folder of a node's payload.
+    pub fn payload_dir(&self, node: usize) -> PathBuf {
+        self.scratch.join(format!("node-{node}/payload"))
+    }
+
+    fn state_dir(&self, node: usize) -> PathBuf {
+        self.scratch.join(format!("node-{node}/state"))
+    }
+
+    /// Puts the files of a torrent on a node's disk, as they lie in `source`.
+    pub fn place(&mut self, node: usize, metainfo: &Metainfo, source: &Path) {
+        let root = self.payload_dir(node);
+        for file in metainfo.info().files().iter().filter(|file| !file.pad) {
+            let content =
+                std::fs::read(source.join(file.path.as_path())).expect("a file of the source");
+            self.world.place_file(node, &root, file.path.as_path(), content).expect("room for it");
+        }
+    }
+
+    /// Files of a torrent that a node's disk does not hold as they lie in `source`.
+    pub fn wrong_files(&self, node: usize, metainfo: &Metainfo, source: &Path) -> Vec<PathBuf> {
+        let root = self.payload_dir(node);
+        let files = metainfo.info().files().iter().filter(|file| !file.pad);
+        let is_wrong = |path: &&Path| {
+            let wanted = std::fs::read(source.join(path)).expect("a file of the source");
+            self.world.file_content(node, &root, path) != Some(&wanted[..])
+        };
+        files.map(|file| file.path.as_path()).filter(is_wrong).map(Path::to_path_buf).collect()
+    }
+
+    /// Adds a listing as [`Engine::add`](crate::Engine::add) does; the place is the node's payload
+    /// folder whatever `add` says, and its kind is kept.
+    pub fn add(&mut self, node: usize, add: AddListing) -> ListingId {
+        let folder = self.payload_dir(node);
+        let root = DirHandle::create(&folder).expect("a folder in the scratch");
+        let place = match add.place {
+            Place::Owned(_) => Place::Owned(folder.clone()),
+            Place::InPlace(_) => Place::InPlace(folder.clone()),
+        };
+        let identity = match add.identity {
+            Identity::V2(hash) => {
+                let path = crate::store::metainfo_path(&hash);
+                let stored = self.world.file_content(node, &self.state_dir(node), &path);
+                let stored = stored.and_then(|bytes| Metainfo::parse(bytes).ok());
+                let stored = stored.filter(|metainfo| metainfo.info().info_hash_v2() == Some(hash));
+                stored.map_or(Identity::V2(hash), |metainfo| Identity::Metainfo(Arc::new(metainfo)))
+            }
+            known => known,
+        };
+        let (mut is_fresh, mut bad_files) = (false, Vec::new());
+        if let Identity::Metainfo(metainfo) = &identity {
+            let files = (0..).zip(metainfo.info().files()).filter(|(_, file)| !file.pad);
+            let len_of = |path: &Path| {
+                self.world.file_content(node, &folder, path).map(|bytes| bytes.len() as u64)
+            };
+            is_fresh = files.clone().all(|(_, file)| len_of(file.path.as_path()).is_none());
+            let is_bad = |file: &ringseed_core::metainfo::FileEntry| {
+                len_of(file.path.as_path()) != Some(file.len_bytes)
+            };
+            bad_files = files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at).collect();
+        }
+        let id = ListingId(self.next_listing);
+        self.next_listing += 1;
+        let new = NewListing {
+            id,
+            identity,
+            place,
+            root: Arc::new(root),
+            is_fresh,
+            bad_files,
+            verify_v1: add.verify_v1,
+            known_complete: add.known_complete,
+            size_max_bytes: add.size_max_bytes,
+            peers: add.peers,
+        };
+        let (answer, answers) = sync_channel(1);
+        self.nodes[node].queue.push(Command::Add(Box::new(new), answer));
+        self.world.run_for(Duration::ZERO);
+        answers.try_recv().expect("a running node answers").expect("the listing is accepted")
+    }
+
+    /// Gives a node a command.
+    pub fn command(&mut self, node: usize, command: Command) {
+        self.nodes[node].queue.push(command);
+        self.world.run_for(Duration::ZERO);
+    }
+
+    /// Where a listing of a node stands.
+    pub fn status(&mut self, node: usize, id: ListingId) -> Option<ListingStatus> {
+        let (answer, answers) = sync_channel(1);
+        self.command(node, Command::Status(id, answer));
+        answers.try_recv().ok().flatten()
+    }
+
+    /// What a node has told since the last call.
+    pub fn events(&mut self, node: usize) -> Vec<Event> {
+        self.nodes[node].events.try_iter().collect()
+    }
+
+    /// A node's counters; they begin anew with each life.
+    pub fn counters(&self, node: usize) -> &Counters {
+        &self.nodes[node].counters
+    }
+
+    /// Runs until a node tells that a listing is complete; false when that takes longer than `limit`.
+    pub fn run_until_complete(&mut self, node: usize, id: ListingId, limit: Duration) -> bool {
+        let events = &self.nodes[node].events;
+        self.world.run_until(limit, |_| {
+            events.try_iter().any(|event| matches!(event, Event::Complete { id: of } if of == id))
+        })
+    }
+
+    /// Ends a node without asking, and starts it again on what its disk holds. Its listings are to be
+    /// added again.
+    pub fn crash(&mut self, node: usize, crash: Crash) {
+        self.world.crash(node, crash);
+        let life = self.nodes[node].life + 1;
+        self.start(node, life);
+    }
+
+    fn start(&mut self, node: usize, life: u64) {
+        let mut peer_id = *b"-RS0100-sim000000000";
+        peer_id[19] = node as u8;
+        let mut config = Config::new(self.state_dir(node), peer_id);
+        config.arena_len_bytes = ARENA_LEN_BYTES;
+        let state =
+            StateDir::new(DirHandle::create(&config.state_dir).expect("a folder in the scratch"));
+        let journal = self.world.file_content(node, &config.state_dir, Path::new(JOURNAL_NAME));
+        let recovered = match journal {
+            // A power cut may leave nothing of a journal that was never synced.
+            Some(bytes) => journal::replay(bytes).unwrap_or_default(),
+            None => Recovered::default(),
+        };
+        let (recovered, checkpoint) = RecoveredState::begin(recovered);
+        let name = Path::new(JOURNAL_NAME);
+        self.world
+            .place_file(node, &config.state_dir, name, checkpoint)
+            .expect("room for a journal");
+        let queue = Arc::new(CommandQueue::default());
+        let waker = self.world.waker(node);
+        queue.set_waker(Box::new(move || waker.wake()));
+        let counters = Arc::new(Counters::default());
+        let (events, events_out) = channel();
+        let seed = (node as u64) << 32 | life;
+        let arena = Arena::new(config.arena_len_bytes).expect("address space for an arena");
+        let parts = ShardParts {
+            config,
+            arena,
+            queue: queue.clone(),
+            counters: counters.clone(),
+            events,
+            state: Arc::new(state),
+            recovered,
+            seed,
+        };
+        let now: Instant = self.world.now();
+        self.world.run_machine(node, Shard::new(parts, now));
+        let sim = SimNode { queue, counters, events: events_out, life };
+        if node < self.nodes.len() {
+            self.nodes[node] = sim;
+        } else {
+            self.nodes.push(sim);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Shards in a simulated world: anything about crashes, loss, order or time.
+
+use super::*;
+use crate::io::sim::{Crash, SimConfig};
+use crate::test_support::{TestDir, tree};
+use crate::testing::SimMarket;
+
+/// Virtual time after which a small transfer has failed.
+const LIMIT: Duration = Duration::from_secs(600);
+
+struct Scene {
+    _dir: TestDir,
+    source: std::path::PathBuf,
+    scratch: std::path::PathBuf,
+    metainfo: Arc<Metainfo>,
+}
+
+fn scene(kind: Kind, piece_len: u64) -> Scene {
+    let dir = TestDir::new("sim");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 5);
+    let metainfo = torrent(&source.join("data"), kind, piece_len);
+    Scene { source, scratch: dir.path().join("scratch"), metainfo, _dir: dir }
+}
+
+impl Scene {
+    fn market(&self, config: SimConfig) -> (SimMarket, usize, usize) {
+        let mut market = SimMarket::new(config, &self.scratch);
+        let seed = market.add_node();
+        market.place(seed, &self.metainfo, &self.source);
+        let place = Place::InPlace("in place".into());
+        market.add(seed, AddListing { known_complete: true, ..add_of(&self.metainfo, place, &[]) });
+        let leech = market.add_node();
+        (market, seed, leech)
+    }
+
+    fn fetch(&self, market: &mut SimMarket, node: usize, from: &[usize]) -> ListingId {
+        let peers: Vec<SocketAddr> = from.iter().map(|&node| market.world.addr(node)).collect();
+        market.add(node, add_of(&self.metainfo, Place::Owned("owned".into()), &peers))
+    }
+}
+
+/// Short and reordered operations, resets, failed reads, writes and syncs: two shards complete a
+/// transfer under each of a hundred seeds.
+#[test]
+fn a_transfer_completes_under_a_hundred_seeds_of_faults() {
+    for kind in [Kind::Hybrid, Kind::V1] {
+        let scene = scene(kind, 64 << 10);
+        for seed in 0..50 {
+            let mut config = SimConfig::new(seed);
+            config.faults.reset_ppm = 2_000;
+            config.faults.read_error_ppm = 5_000;
+            config.faults.write_error_ppm = 20_000;
+            config.faults.sync_error_ppm = 50_000;
+            let (mut market, origin, leech) = scene.market(config);
+            let id = scene.fetch(&mut market, leech, &[origin]);
+            let is_done = market.run_until_complete(leech, id, LIMIT);
+            let explain = market.world.machine(leech).map(|shard| shard.explain());
+            assert!(is_done, "replay with seed {seed} of {kind:?}: {explain:?}");
+            assert_whole(
+                &scene,
+                &market,
+                leech,
+                &format!("wrong bytes with seed {seed} of {kind:?}"),
+            );
+        }
+    }
+}
+
+fn assert_whole(scene: &Scene, market: &SimMarket, node: usize, what: &str) {
+    let wrong = market.wrong_files(node, &scene.metainfo, &scene.source);
+    assert!(wrong.is_empty(), "wrong bytes in {wrong:?}: {what}");
+}
+
+/// A node dies again and again, by kill or by power cut, and starts on what its disk holds: it
+/// converges on the right bytes, whatever was torn.
+#[test]
+fn a_leech_converges_through_crashes() {
+    let scene = scene(Kind::Hybrid, 32 << 10);
+    for seed in 0..40 {
+        let (mut market, origin, leech) = scene.market(SimConfig::new(1000 + seed));
+        market.world.set_upload_rate(origin, Some(4_000_000));
+        let mut id = scene.fetch(&mut market, leech, &[origin]);
+        for crash in 0..3 {
+            let run = Duration::from_millis(50 + market.world.rng().range(0, 500));
+            if market.run_until_complete(leech, id, run) {
+                break;
+            }
+            let kind = if (seed + crash) % 2 == 0 { Crash::Process } else { Crash::Power };
+            market.crash(leech, kind);
+            id = scene.fetch(&mut market, leech, &[origin]);
+        }
+        let is_done = market.run_until_complete(leech, id, LIMIT);
+        let status = market.status(leech, id);
+        assert!(
+            is_done || status.as_ref().unwrap().state == ListingState::Seeding,
+            "seed {seed}: {status:?}"
+        );
+        assert_whole(&scene, &market, leech, &format!("wrong bytes with seed {seed}"));
+        // After a power cut a complete listing is still complete.
+        market.crash(leech, Crash::Power);
+        id = scene.fetch(&mut market, leech, &[]);
+        assert!(market.run_until_complete(leech, id, LIMIT), "durable with seed {seed}");
+        assert_whole(
+            &scene,
+            &market,
+            leech,
+            &format!("wrong bytes after the cut with seed {seed}"),
+        );
+    }
+}
+
+/// What was verified and written when the process was killed is not fetched again.
+#[test]
+fn after_a_kill_nothing_written_is_fetched_twice() {
+    let scene = scene(Kind::Hybrid, 32 << 10);
+    let (mut market, origin, leech) = scene.market(SimConfig::new(7));
+    market.world.set_upload_rate(origin, Some(1_000_000));
+    scene.fetch(&mut market, leech, &[origin]);
+    market.world.run_for(Duration::from_millis(1700));
+    let written = market.counters(leech).stored_bytes.get();
+    let total = scene.metainfo.info().geometry().payload_len();
+    assert!(written > 500_000 && written < total, "{written} of {total}");
+    market.crash(leech, Crash::Process);
+    let id = scene.fetch(&mut market, leech, &[origin]);
+    assert!(market.run_until_complete(leech, id, LIMIT));
+    let fetched = market.counters(leech).payload_received_bytes.get();
+    assert!(fetched <= total - written, "{fetched} fetched, {written} of {total} were written");
+    assert_whole(&scene, &market, leech, "");
+}
+
+/// A full disk is a state: the listing waits, what is had is served, and it goes on alone.
+#[test]
+fn a_full_disk_waits_and_resumes() {
+    let scene = scene(Kind::Hybrid, 32 << 10);
+    let (mut market, origin, leech) = scene.market(SimConfig::new(3));
+    market.world.set_disk_capacity(leech, Some(1_500_000));
+    let id = scene.fetch(&mut market, leech, &[origin]);
+    assert!(!market.run_until_complete(leech, id, Duration::from_secs(20)));
+    let state = market.status(leech, id).unwrap().state;
+    assert_eq!(state, ListingState::Waiting { reason: WaitReason::DiskFull });
+    market.world.set_disk_capacity(leech, None);
+    assert!(market.run_until_complete(leech, id, Duration::from_secs(60)));
+    assert_whole(&scene, &market, leech, "");
+}
+
+/// Three nodes that know only the v2 hash fetch info dict, layers and bytes, from the origin and from
+/// each other, at once.
+#[test]
+fn newcomers_with_a_hash_alone_relay_to_each_other() {
+    let scene = scene(Kind::Hybrid, 16 << 10);
+    for seed in 0..10 {
+        let (mut market, origin, first) = scene.market(SimConfig::new(50 + seed));
+        market.world.set_upload_rate(origin, Some(2_000_000));
+        let nodes = [first, market.add_node(), market.add_node()];
+        let hash = scene.metainfo.info().info_hash_v2().unwrap();
+        let all: Vec<SocketAddr> =
+            nodes.iter().chain([&origin]).map(|&node| market.world.addr(node)).collect();
+        let ids = nodes.map(|node| {
+            let place = Place::Owned("owned".into());
+            let add = add_of(&scene.metainfo, place, &all);
+            market.add(node, AddListing { identity: Identity::V2(hash), ..add })
+        });
+        let mut left: Vec<_> = nodes.into_iter().zip(ids).collect();
+        for _ in 0..600 {
+            market.world.run_for(Duration::from_secs(1));
+            left.retain(|&(node, id)| {
+                let events = market.events(node);
+                !events.iter().any(|event| matches!(event, Event::Complete { id: of } if *of == id))
+            });
+            if left.is_empty() {
+                break;
+            }
+        }
+        assert!(left.is_empty(), "seed {seed}: {:?}", market.status(left[0].0, left[0].1));
+        nodes.iter().for_each(|&node| assert_whole(&scene, &market, node, &format!("seed {seed}")));
+        let total = scene.metainfo.info().geometry().payload_len();
+        let sent = market.counters(origin).payload_sent_bytes.get();
+        assert!(sent < 2 * total, "the origin sent {sent} of {total} to three: seed {seed}");
+    }
+}
