@@ -1,13 +1,15 @@
 //! Consensus drivers that order transactions for the ledger.
 //!
 //! [`driver::Application`] is the boundary, in the call order of ABCI 2.0; [`app::LedgerApp`] is the
-//! ledger behind it. [`Solo`] (one validator, in process) and [`Cluster`] (embedded Tendermint) drive
-//! it, and a node holds either as a [`Driver`].
+//! ledger behind it. [`Solo`] (one validator, in process), [`Cluster`] (embedded Tendermint) and
+//! [`Comet`] (a CometBFT daemon beside us, behind the socket of [`shim`]) drive it, and a node holds any
+//! of them as a [`Driver`].
 #![forbid(unsafe_code)]
 
 pub mod app;
 pub mod cluster;
 pub mod codec;
+pub mod comet;
 pub mod driver;
 pub mod grammar;
 pub mod handle;
@@ -20,6 +22,7 @@ pub mod solo;
 mod testing;
 
 pub use cluster::Cluster;
+pub use comet::{Comet, CometConfig, CometError};
 pub use handle::{
     ClusterConfig, Driver, PeerStatus, StartError, Status, SubmitError, TxOutcome, View,
 };

@@ -3,13 +3,12 @@
 //! A daemon names validators by address (the first 20 bytes of SHA-256 of the key) and orders its
 //! chain under a chain id. The ledger names them by key and signs over its genesis hash, and knows no
 //! other id. Three rules tie the two: the daemon's chain id is the market's
-//! ([`Genesis::chain_id`](ringseed_ledger::Genesis::chain_id), `NAME-` and a prefix of the hash), its
-//! `app_state` carries the full genesis hash, and a validator's key there is its node key here.
+//! ([`Genesis::chain_id`], `NAME-` and a prefix of the hash), its `app_state` carries the genesis, and a validator's key there is its node key here.
 //! `init_chain` refuses a daemon that breaks one.
 
 use std::sync::Arc;
 
-use ringseed_ledger::{GenesisHash, State};
+use ringseed_ledger::{Genesis, GenesisHash, State};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tendermint_abci as stock;
@@ -28,10 +27,10 @@ use crate::driver::{
 /// The version of ABCI that is spoken: CometBFT 0.38 to 0.40 announce it.
 const ABCI_VERSION: &str = "2.0.";
 /// Version of the application in block headers: the ledger's rules.
-const APP_VERSION: u64 = 1;
+pub const APP_VERSION: u64 = 1;
 const CODESPACE: &str = "ringseed";
-/// The field of `app_state` that names the market.
-const APP_STATE_FIELD: &str = "ringseed_genesis_hash";
+/// The field of `app_state` that holds the market's genesis, as text.
+const APP_STATE_FIELD: &str = "ringseed_genesis";
 
 /// Why a request gets an exception instead of an answer.
 #[derive(Debug, Error)]
@@ -50,9 +49,15 @@ fn refuse<T>(why: impl Into<String>) -> Answer<T> {
     Err(Refusal::Request(why.into()))
 }
 
-/// `app_state` of a daemon's genesis file for the market with this genesis hash.
-pub fn app_state(genesis: &GenesisHash) -> serde_json::Value {
-    json!({ APP_STATE_FIELD: genesis.to_string() })
+/// `app_state` of a daemon's genesis file for this market.
+pub fn app_state(genesis: &Genesis) -> serde_json::Value {
+    json!({ APP_STATE_FIELD: genesis.to_text() })
+}
+
+/// The hash of the market that an `app_state` holds, if it holds one.
+fn genesis_in(app_state: &[u8]) -> Option<GenesisHash> {
+    let app_state: serde_json::Value = serde_json::from_slice(app_state).ok()?;
+    Some(Genesis::from_text(app_state[APP_STATE_FIELD].as_str()?).ok()?.hash())
 }
 
 /// The address that CometBFT gives to a key.
@@ -140,15 +145,13 @@ impl Shim {
     fn init_chain(&self, request: &RequestInitChain) -> Answer<ResponseInitChain> {
         let (chain_id, genesis) = {
             let state = self.ledger.view();
-            (state.chain_id(), state.genesis_hash().to_string())
+            (state.chain_id(), state.genesis_hash())
         };
         if request.chain_id != chain_id {
             return refuse(format!("the daemon's chain is {}, not {chain_id}", request.chain_id));
         }
-        let app_state: serde_json::Value =
-            serde_json::from_slice(&request.app_state_bytes).unwrap_or_default();
-        if app_state[APP_STATE_FIELD] != genesis {
-            return refuse(format!("the daemon's app_state does not name the genesis {genesis}"));
+        if genesis_in(&request.app_state_bytes) != Some(genesis) {
+            return refuse(format!("the daemon's app_state does not hold the genesis {genesis}"));
         }
         if request.initial_height > 1 {
             return refuse("the chain must begin at height 1");

@@ -164,7 +164,7 @@ fn info() -> RequestInfo {
 fn init_chain() -> RequestInitChain {
     RequestInitChain {
         chain_id: genesis().chain_id(),
-        app_state_bytes: app_state(&genesis().hash()).to_string().into(),
+        app_state_bytes: app_state(&genesis()).to_string().into(),
         initial_height: 1,
         ..Default::default()
     }
