@@ -28,12 +28,19 @@ pub(super) struct Check {
     pieces: RunSet,
     /// Extents to read, the next one first.
     queue: std::collections::VecDeque<ExtentIndex>,
-    /// Read or being read, in the order of the torrent; `Some(None)` could not be read.
-    extents: BTreeMap<u32, Option<Option<ExtentMut>>>,
+    /// Read or being read, in the order of the torrent.
+    extents: BTreeMap<u32, Option<ReadExtent>>,
     /// The piece that the last extent ended in the middle of.
     partial: Option<PartialPiece>,
     /// Pieces that failed.
     bad: u32,
+}
+
+/// An extent as it was read: its bytes, and the parts that are not there.
+#[derive(Debug)]
+struct ReadExtent {
+    bytes: Option<ExtentMut>,
+    holes: Vec<(usize, usize)>,
 }
 
 /// The hash of a piece of which some extents are through.
@@ -49,11 +56,18 @@ impl Shard {
     /// Checks pieces from disk; what verifies is had, what does not is fetched.
     pub(super) fn begin_check(&mut self, listing: ListingId, pieces: RunSet) {
         let Some(active) = self.active.get_mut(&listing) else { return };
-        let Some(geometry) = active.geometry().cloned() else { return };
         if matches!(active.stage, Stage::Failed(_)) || pieces.is_empty() {
             return;
         }
         active.stage = Stage::Checking;
+        tracing::info!(listing = listing.0, pieces = pieces.count(), "checking");
+        self.queue_check(listing, pieces);
+    }
+
+    /// Checks pieces from disk while fetching goes on.
+    pub(super) fn queue_check(&mut self, listing: ListingId, pieces: RunSet) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
         let check = active.check.get_or_insert_default();
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
             for extent in geometry.extents_of_piece(piece) {
@@ -63,7 +77,6 @@ impl Shard {
             }
             check.pieces.insert(piece.get(), 1);
         }
-        tracing::info!(listing = listing.0, pieces = check.pieces.count(), "checking");
         self.pump_check(listing);
     }
 
@@ -105,32 +118,37 @@ impl Shard {
         &mut self,
         listing: ListingId,
         extent: ExtentIndex,
-        result: io::Result<ExtentMut>,
+        bytes: Option<ExtentMut>,
+        holes: Vec<(usize, usize)>,
     ) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(check) = &mut active.check else { return };
         let Some(slot) = check.extents.get_mut(&extent.get()) else { return };
-        if let Err(error) = &result
-            && error.kind() != io::ErrorKind::NotFound
-            && error.kind() != io::ErrorKind::UnexpectedEof
-        {
-            tracing::warn!(listing = listing.0, %error, "cannot read while checking");
-        }
-        *slot = Some(result.ok());
+        *slot = Some(ReadExtent { bytes, holes });
         // Strictly in order: a piece goes through one hash state.
         while let Some(active) = self.active.get_mut(&listing)
             && let Some(check) = &mut active.check
             && let Some(entry) = check.extents.first_entry()
             && entry.get().is_some()
         {
-            let (extent, bytes) = entry.remove_entry();
-            self.check_extent(listing, extent, bytes.flatten());
+            if let (extent, Some(read)) = entry.remove_entry() {
+                self.check_extent(listing, extent, read);
+            }
         }
         self.pump_check(listing);
         self.look_whether_checked(listing);
     }
 
-    fn check_extent(&mut self, listing: ListingId, extent: u32, bytes: Option<ExtentMut>) {
+    /// Says what could not be read, unless it is merely not there.
+    pub(super) fn note_check_error(&self, listing: ListingId, error: &io::Error) {
+        let is_absence =
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
+        if !is_absence {
+            tracing::warn!(listing = listing.0, %error, "cannot read while checking");
+        }
+    }
+
+    fn check_extent(&mut self, listing: ListingId, extent: u32, read: ReadExtent) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let Ok(extent) = geometry.extent(extent) else { return };
@@ -154,9 +172,11 @@ impl Shard {
             let piece_end = piece_begin + u64::from(geometry.piece_len(piece));
             let from = piece_begin.max(begin);
             let to = piece_end.min(begin + u64::from(geometry.extent_len(extent)));
-            match &bytes {
+            let (first, last) = ((from - begin) as usize, (to - begin) as usize);
+            let is_hole = read.holes.iter().any(|&(at, len)| at < last && at + len > first);
+            match read.bytes.as_ref().filter(|_| !is_hole) {
                 Some(bytes) => {
-                    let bytes = &bytes[(from - begin) as usize..(to - begin) as usize];
+                    let bytes = &bytes[first..last];
                     if has_v1 {
                         partial.sha1.update(bytes);
                         self.counters.hashed_bytes.add(bytes.len() as u64);
@@ -188,6 +208,9 @@ impl Shard {
             verdicts.push((piece, is_good, partial.leaves));
         }
         for (piece, is_good, leaves) in verdicts {
+            if self.spilled_checked(listing, piece, is_good, &leaves) {
+                continue;
+            }
             if is_good {
                 self.piece_found(listing, piece, &leaves);
             } else if let Some(check) =
@@ -199,7 +222,12 @@ impl Shard {
     }
 
     /// A piece on disk verifies.
-    fn piece_found(&mut self, listing: ListingId, piece: PieceIndex, leaves: &[[u8; 32]]) {
+    pub(super) fn piece_found(
+        &mut self,
+        listing: ListingId,
+        piece: PieceIndex,
+        leaves: &[[u8; 32]],
+    ) {
         self.keep_leaves(listing, piece, leaves);
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
@@ -229,6 +257,10 @@ impl Shard {
         }
         let bad = check.bad;
         active.check = None;
+        if active.stage != Stage::Checking {
+            self.begin_stage(listing);
+            return;
+        }
         active.stage = Stage::Running;
         tracing::info!(listing = listing.0, bad, have = active.have.count(), "checked");
         let missing_pieces = active.have.piece_count() - active.have.count();

@@ -50,8 +50,16 @@ pub(super) struct Fill {
     buf: Option<ExtentMut>,
     /// The blocks that are wanted here, in order of offset.
     pub blocks: Vec<FillBlock>,
+    /// Whole, and on disk unverified, or on its way there.
+    spill: Option<Spill>,
     /// Landed while the extent was lent: where in the extent, and the bytes.
     stash: Vec<(u32, Vec<u8>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spill {
+    Writing,
+    Done,
 }
 
 /// All extents of a listing that are being filled.
@@ -115,7 +123,8 @@ impl Assembler {
                 .entry(piece.get())
                 .or_insert_with(|| geometry.blocks_of_piece(piece).count() as u32);
         }
-        self.fills.insert(extent.get(), Fill { buf: Some(buf), blocks, stash: Vec::new() });
+        self.fills
+            .insert(extent.get(), Fill { buf: Some(buf), blocks, spill: None, stash: Vec::new() });
     }
 
     /// Whether an extent is being filled.
@@ -248,22 +257,20 @@ impl Assembler {
         senders.into_iter().collect()
     }
 
-    /// A piece did not verify: the given blocks of it are missing again. Returns their bytes.
-    pub fn reject(
-        &mut self,
-        geometry: &Geometry,
-        piece: PieceIndex,
-        is_bad: impl Fn(&FillBlock) -> bool,
-    ) -> u64 {
+    /// A piece did not verify: all its blocks are missing again. Returns their bytes.
+    pub fn reject(&mut self, geometry: &Geometry, piece: PieceIndex) -> u64 {
         let mut rejected = 0;
         for extent in geometry.extents_of_piece(piece) {
             let Some(fill) = self.fills.get_mut(&extent.get()) else { continue };
             for block in fill.blocks.iter_mut().filter(|block| block.block.piece() == piece) {
-                if block.from.is_some() && is_bad(block) {
+                if block.from.is_some() {
                     (block.from, block.owner, block.leaf) = (None, None, None);
                     rejected += u64::from(block.block.len());
                     *self.missing.entry(piece.get()).or_default() += 1;
                 }
+            }
+            if fill.spill.is_some() {
+                self.fills.remove(&extent.get()); // begun anew, with memory, when it is asked for
             }
         }
         rejected
@@ -282,6 +289,7 @@ impl Assembler {
         for extent in geometry.extents_of_piece(piece) {
             if geometry.pieces_of_extent(extent).all(|piece| have.get(piece))
                 && let Some(fill) = self.fills.remove(&extent.get())
+                && fill.spill.is_none()
             {
                 done.push(fill.filled(extent).expect("a verified piece is not lent"));
             }
@@ -306,34 +314,56 @@ impl Assembler {
         self.fills.remove(&extent.get())?.filled(extent)
     }
 
-    /// Extents being filled.
-    pub fn extents(&self) -> impl Iterator<Item = u32> + '_ {
-        self.fills.keys().copied()
+    /// Extents that wait only for others of their piece.
+    pub fn spillable<'a>(
+        &'a self,
+        geometry: &'a Geometry,
+        has_v2: bool,
+    ) -> impl Iterator<Item = ExtentIndex> + 'a {
+        self.fills.iter().filter_map(move |(&extent, fill)| {
+            let is_in =
+                |block: &FillBlock| block.from.is_some() && (!has_v2 || block.leaf.is_some());
+            let is_whole = fill.buf.is_some() && fill.blocks.iter().all(is_in);
+            let extent = geometry.extent(extent).ok()?;
+            let piece = geometry.pieces_of_extent(extent).next()?;
+            let waits = self.missing.get(&piece.get()).is_some_and(|&missing| missing > 0);
+            (is_whole && waits && geometry.extents_of_piece(piece).len() > 1).then_some(extent)
+        })
     }
 
-    /// How many extents are being filled.
-    pub fn len(&self) -> usize {
-        self.fills.len()
+    /// Takes the bytes of a whole extent out, to be written unverified.
+    pub fn take_for_spill(&mut self, extent: ExtentIndex) -> Option<ExtentMut> {
+        let fill = self.fills.get_mut(&extent.get())?;
+        let buf = fill.buf.take()?;
+        fill.spill = Some(Spill::Writing);
+        Some(buf)
     }
 
-    /// Gives up an extent that holds nothing yet.
-    pub fn give_up_empty(&mut self, geometry: &Geometry, extent: ExtentIndex) -> bool {
-        let Some(fill) = self.fills.get(&extent.get()) else { return false };
-        let is_empty = fill.buf.is_some() && fill.blocks.iter().all(|block| block.from.is_none());
-        // A piece of several extents keeps its count: it speaks of all of them.
-        if !is_empty || geometry.pieces_of_extent(extent).len() == 0 {
-            return false;
+    /// The write of a spilled extent has ended.
+    pub fn set_spilled(&mut self, extent: ExtentIndex) {
+        if let Some(fill) = self.fills.get_mut(&extent.get()).filter(|fill| fill.spill.is_some()) {
+            fill.spill = Some(Spill::Done);
         }
-        self.fills.remove(&extent.get());
-        for piece in geometry.pieces_of_extent(extent) {
-            if geometry
-                .extents_of_piece(piece)
-                .all(|extent| !self.fills.contains_key(&extent.get()))
-            {
-                self.missing.remove(&piece.get());
-            }
-        }
-        true
+    }
+
+    /// Whether an extent is on disk unverified, or on its way there.
+    pub fn is_spilled(&self, extent: ExtentIndex) -> bool {
+        self.fills.get(&extent.get()).is_some_and(|fill| fill.spill.is_some())
+    }
+
+    /// Whether every extent of a whole piece is on disk, unverified.
+    pub fn is_spilled_whole(&self, geometry: &Geometry, piece: PieceIndex) -> bool {
+        let mut extents =
+            geometry.extents_of_piece(piece).filter(|&extent| geometry.extent_data_len(extent) > 0);
+        self.missing.get(&piece.get()) == Some(&0)
+            && extents.all(|extent| {
+                self.fills.get(&extent.get()).is_some_and(|fill| fill.spill == Some(Spill::Done))
+            })
+    }
+
+    /// How many extents are being filled in memory.
+    pub fn held_len(&self) -> usize {
+        self.fills.values().filter(|fill| fill.spill.is_none()).count()
     }
 }
 

@@ -75,10 +75,20 @@ impl Shard {
             return;
         }
         self.hash_leaves();
-        let waiting = std::mem::take(&mut self.hashing.pieces);
+        let mut waiting = std::mem::take(&mut self.hashing.pieces);
+        // A piece of which parts are on disk only is judged there.
+        let mut stuck = Vec::new();
+        waiting.retain(|&(listing, piece)| {
+            let is_spilled = self.is_partly_spilled(listing, piece);
+            if is_spilled && !self.spill_rest(listing, piece) {
+                stuck.push((listing, piece));
+            }
+            !is_spilled
+        });
         let (ready, later): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|&(listing, piece)| self.is_ready(listing, piece));
         self.hashing.pieces = later;
+        self.hashing.pieces.extend(stuck);
         let mut batch = Vec::new();
         let mut batch_bytes = 0;
         for (listing, piece) in ready {
@@ -93,6 +103,12 @@ impl Shard {
             }
         }
         self.judge(batch);
+    }
+
+    fn is_partly_spilled(&self, listing: ListingId, piece: PieceIndex) -> bool {
+        let Some(active) = self.active.get(&listing) else { return false };
+        let Some(geometry) = active.geometry() else { return false };
+        geometry.extents_of_piece(piece).any(|extent| active.assembler.is_spilled(extent))
     }
 
     /// The bytes of a piece are here, its leaves hashed.
@@ -214,7 +230,7 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some((geometry, assembler)) = active.layout_mut() else { return };
         let senders = assembler.senders_of(geometry, piece);
-        let rejected = assembler.reject(geometry, piece, |_| true);
+        let rejected = assembler.reject(geometry, piece);
         tracing::warn!(
             listing = listing.0,
             piece = piece.get(),
@@ -262,7 +278,7 @@ impl Shard {
         }
     }
 
-    fn convict(&mut self, listing: ListingId, sender: PeerId, piece: PieceIndex) {
+    pub(super) fn convict(&mut self, listing: ListingId, sender: PeerId, piece: PieceIndex) {
         let known = self.active.get(&listing).and_then(|active| active.sources.get(&sender));
         let Some(&(addr, _)) = known else { return };
         self.ban(sender, addr, format!("sent bad data in piece {}", piece.get()));

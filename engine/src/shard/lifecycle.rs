@@ -257,6 +257,7 @@ impl Shard {
         self.jobs.retain(|_, job| match job {
             Job::Write(write) => write.listing != listing,
             Job::Read(read) => read.listing != listing,
+            Job::Spill(spill) => spill.listing != listing,
             Job::Touch(of) => *of != listing,
         });
         self.reads.forget(listing);
@@ -264,7 +265,7 @@ impl Shard {
             self.commit.journal().removed(slot);
         }
         let Some(active) = self.active.remove(&listing) else { return };
-        self.filling -= active.assembler.len();
+        self.filling -= active.assembler.held_len();
         self.wire_ids.retain(|_, id| *id != listing);
         self.keys.remove(&active.key);
         self.count_listings();

@@ -19,6 +19,7 @@ use super::fill::Assembler;
 use super::hashing::Suspicions;
 use super::metadata::Metadata;
 use super::requests::Requests;
+use super::spill::Senders;
 use crate::api::{
     Identity, ListingError, ListingId, ListingState, ListingStatus, Place, SourceStatus, WaitReason,
 };
@@ -138,6 +139,8 @@ pub(super) struct Active {
     pub writing: BTreeMap<u32, u32>,
     /// Of these, pieces that a failed sync may have lost in part.
     pub doubtful: BTreeSet<u32>,
+    /// Whole pieces that are on disk unverified and being read back, with who sent them.
+    pub spilled: BTreeMap<u32, Senders>,
     /// Empty files that are not created yet.
     pub touches_left: u32,
     pub are_touches_sent: bool,
@@ -198,6 +201,7 @@ impl Active {
             journal_slot: None,
             writing: BTreeMap::new(),
             doubtful: BTreeSet::new(),
+            spilled: BTreeMap::new(),
             touches_left: 0,
             are_touches_sent: false,
             wait: None,

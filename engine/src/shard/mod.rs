@@ -28,6 +28,7 @@ mod requests;
 mod serve;
 mod slots;
 mod smallfile;
+mod spill;
 mod timers;
 mod writing;
 
@@ -60,6 +61,7 @@ use receive::RecvFlight;
 use serve::{ReadJob, Reads};
 use slots::Slots;
 use smallfile::SmallFile;
+use spill::SpillJob;
 use timers::{Timer, Timers};
 use writing::WriteJob;
 
@@ -106,6 +108,7 @@ enum Flight {
 #[derive(Debug)]
 enum Job {
     Write(WriteJob),
+    Spill(SpillJob),
     Touch(ListingId),
     Read(ReadJob),
 }

@@ -373,6 +373,7 @@ impl Shard {
     fn wait_for_arena(&mut self, listing: ListingId) {
         self.counters.arena_waits.add(1);
         self.starving.insert(listing);
+        self.spill_some();
     }
 
     /// Wakes what waited for the arena, when there is room.

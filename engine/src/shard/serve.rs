@@ -47,6 +47,8 @@ pub(super) struct ReadJob {
     pub class: Class,
     /// What is still to be read, the next part last: file, offset, position in the extent, length.
     pub parts: Vec<(u32, u64, usize, usize)>,
+    /// Of a check: parts of the extent that are not there, position and length.
+    pub holes: Vec<(usize, usize)>,
 }
 
 impl Reads {
@@ -297,7 +299,10 @@ impl Shard {
         parts.reverse();
         self.next_job += 1;
         let job = self.next_job;
-        self.jobs.insert(job, Job::Read(ReadJob { listing, extent, pieces, class, parts }));
+        self.jobs.insert(
+            job,
+            Job::Read(ReadJob { listing, extent, pieces, class, parts, holes: Vec::new() }),
+        );
         self.read_next(job, buf);
     }
 
@@ -327,7 +332,8 @@ impl Shard {
         buf: ExtentMut,
     ) {
         let Some(Job::Read(read)) = self.jobs.get_mut(&job) else { return };
-        let Some((.., wanted)) = read.parts.pop() else { return };
+        let read_listing = read.listing;
+        let Some((.., start, wanted)) = read.parts.pop() else { return };
         let error = match result {
             Ok((len, path)) => {
                 let counter = match path {
@@ -344,6 +350,12 @@ impl Shard {
             }
             Err(error) => error,
         };
+        if read.class == Class::Check {
+            // Neighbours of what is not there may be.
+            read.holes.push((start, wanted));
+            self.note_check_error(read_listing, &error);
+            return self.read_next(job, buf);
+        }
         drop(buf);
         let Some(Job::Read(read)) = self.jobs.remove(&job) else { return };
         self.extent_read(read, Err(error));
@@ -352,7 +364,7 @@ impl Shard {
     /// An extent is read whole, or cannot be.
     fn extent_read(&mut self, read: ReadJob, result: io::Result<ExtentMut>) {
         if read.class == Class::Check {
-            self.check_read(read.listing, read.extent, result);
+            self.check_read(read.listing, read.extent, result.ok(), read.holes);
             return;
         }
         let ReadJob { listing, extent, pieces, .. } = read;

@@ -187,6 +187,14 @@ impl Shard {
                     self.extent_written(job);
                 }
             }
+            Some(Job::Spill(spill)) => {
+                spill.left -= 1;
+                if spill.left == 0
+                    && let Some(Job::Spill(spill)) = self.jobs.remove(&job)
+                {
+                    self.spill_written(spill);
+                }
+            }
             Some(Job::Touch(listing)) => {
                 let listing = *listing;
                 self.jobs.remove(&job);

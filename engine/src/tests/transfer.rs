@@ -1,7 +1,7 @@
 //! Bytes from one engine to another, in every kind of torrent and by every driver.
 
 use super::*;
-use crate::test_support::{TestDir, snapshot, tree};
+use crate::test_support::{TestDir, noise, snapshot, tree};
 
 fn transfer(kind: Kind, piece_len: u64, driver: IoDriver) {
     let dir = TestDir::new("transfer");
@@ -44,4 +44,123 @@ fn a_v2_torrent_of_long_pieces_arrives_whole() {
 #[test]
 fn epoll_does_what_uring_does() {
     transfer(Kind::Hybrid, 256 << 10, IoDriver::Epoll);
+}
+
+/// Three sources fill pieces of 4 MiB in an arena that holds two of them: whole extents go to the disk
+/// before their piece is whole, and all of it ends well.
+#[test]
+fn long_pieces_fit_a_small_arena() {
+    for kind in [Kind::Hybrid, Kind::V1] {
+        let dir = TestDir::new("long-pieces");
+        let source = dir.path().join("source");
+        std::fs::create_dir_all(&source).unwrap();
+        std::fs::write(source.join("long.bin"), noise(50_000_001, 4)).unwrap();
+        let metainfo = torrent(&source.join("long.bin"), kind, 4 << 20);
+        let seeds: Vec<Node> = (1..=3).map(|number| Node::start(dir.path(), number)).collect();
+        for seed in &seeds {
+            seed.seed(&metainfo, &source);
+        }
+        let mut leech = Node::start(dir.path(), 9);
+        let into = dir.path().join("into");
+        let peers: Vec<SocketAddr> = seeds.iter().map(Node::addr).collect();
+        let id = leech.fetch(&metainfo, &into, &peers);
+        leech.wait_complete(id);
+        assert_eq!(snapshot(&into), snapshot(&source));
+        assert!(leech.engine.status().arena_waits > 0, "the arena was to run full");
+    }
+}
+
+#[test]
+fn what_is_removed_is_freed_if_it_is_ours_and_left_alone_if_it_is_not() {
+    let dir = TestDir::new("remove");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 2);
+    let before = snapshot(&source);
+    let metainfo = torrent(&source.join("data"), Kind::Hybrid, 64 << 10);
+    let mut seed = Node::start(dir.path(), 1);
+    let seeded = seed.seed(&metainfo, &source);
+    let mut leech = Node::start(dir.path(), 2);
+    let into = dir.path().join("into");
+    let fetched = leech.fetch(&metainfo, &into, &[seed.addr()]);
+    leech.wait_complete(fetched);
+    leech.engine.remove(fetched, true);
+    let removed = leech.wait("removal", |event| matches!(event, Event::Removed { .. }));
+    assert!(matches!(removed, Event::Removed { freed_bytes, .. } if freed_bytes >= 3_000_000));
+    assert!(snapshot(&into).is_empty());
+    assert!(leech.engine.listing_status(fetched).is_none());
+    seed.engine.remove(seeded, true);
+    let removed = seed.wait("removal", |event| matches!(event, Event::Removed { .. }));
+    assert!(matches!(removed, Event::Removed { freed_bytes: 0, .. }));
+    assert_eq!(snapshot(&source), before, "the user's data stays");
+    // It can be added and fetched again.
+    seed.seed(&metainfo, &source);
+    let again = leech.fetch(&metainfo, &into, &[seed.addr()]);
+    leech.wait_complete(again);
+    assert_eq!(snapshot(&into), before);
+}
+
+#[test]
+fn nothing_is_sent_while_serving_is_off() {
+    let dir = TestDir::new("serving");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 3);
+    let metainfo = torrent(&source.join("data"), Kind::Hybrid, 64 << 10);
+    let seed = Node::start(dir.path(), 1);
+    seed.engine.set_serving(false);
+    seed.seed(&metainfo, &source);
+    let mut leech = Node::start(dir.path(), 2);
+    let id = leech.fetch(&metainfo, &dir.path().join("into"), &[seed.addr()]);
+    std::thread::sleep(Duration::from_millis(400));
+    let status = leech.engine.listing_status(id).unwrap();
+    assert_eq!((status.peers, status.have_bytes), (1, 0));
+    assert_eq!(seed.engine.status().payload_sent_bytes, 0);
+    seed.engine.set_serving(true);
+    leech.wait_complete(id);
+}
+
+#[test]
+fn the_upload_cap_is_kept() {
+    let dir = TestDir::new("cap");
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(&source).unwrap();
+    std::fs::write(source.join("one.bin"), noise(4_000_000, 4)).unwrap();
+    let metainfo = torrent(&source.join("one.bin"), Kind::Hybrid, 64 << 10);
+    let seed = Node::start_on(dir.path(), 1, IoDriver::Auto, |config| {
+        config.upload_rate_max = Some(2_000_000);
+    });
+    seed.seed(&metainfo, &source);
+    let mut leech = Node::start(dir.path(), 2);
+    let began = Instant::now();
+    let id = leech.fetch(&metainfo, &dir.path().join("into"), &[seed.addr()]);
+    leech.wait_complete(id);
+    let seconds = began.elapsed().as_secs_f64();
+    assert!((1.8..3.5).contains(&seconds), "4 MB at 2 MB/s took {seconds} s");
+}
+
+/// Both sides dial each other, over and over; one connection is left, and the bytes arrive.
+#[test]
+fn two_that_dial_each_other_keep_one_connection() {
+    let dir = TestDir::new("both");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 3);
+    let metainfo = torrent(&source.join("data"), Kind::Hybrid, 64 << 10);
+    let mut first = Node::start(dir.path(), 1);
+    let mut second = Node::start(dir.path(), 2);
+    let hash = metainfo.info().info_hash_v2().unwrap();
+    let owned = |name: &str| Place::Owned(dir.path().join(name));
+    let by_hash = |place, peers: &[SocketAddr]| AddListing {
+        identity: Identity::V2(hash),
+        ..add_of(&metainfo, place, peers)
+    };
+    let third = Node::start(dir.path(), 3);
+    let all = [first.addr(), second.addr(), third.addr()];
+    let one = first.engine.add(by_hash(owned("one"), &all)).unwrap();
+    let two = second.engine.add(by_hash(owned("two"), &all)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(first.engine.listing_status(one).unwrap().peers, 1);
+    assert_eq!(second.engine.listing_status(two).unwrap().peers, 1);
+    third.seed(&metainfo, &source);
+    first.wait_complete(one);
+    second.wait_complete(two);
+    assert_eq!(snapshot(&dir.path().join("two")), snapshot(&source));
 }

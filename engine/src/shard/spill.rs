@@ -1,0 +1,162 @@
+//! Long pieces in little memory: whole extents of pieces that are not whole go to the disk unverified.
+//!
+//! A piece of 16 MiB is 64 extents, and every source may be filling one. When the arena runs full,
+//! extents that wait only for others of their piece are written to their final place under an intent
+//! and forgotten. When such a piece is whole, what is left of it is written too, and all of it is read
+//! back and judged as a check does. Until then nothing of it is had, served or claimed.
+
+use ringseed_core::geometry::{ExtentIndex, PieceIndex};
+use ringseed_core::wire::PeerId;
+
+use super::Job;
+use super::Shard;
+use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use crate::api::ListingId;
+use crate::store::RunSet;
+
+/// Extents spilled at one time: enough that requests go on while they are written.
+const SPILL_AT_ONCE: usize = 16;
+
+/// An unverified extent on its way to the disk.
+#[derive(Debug)]
+pub(super) struct SpillJob {
+    pub listing: ListingId,
+    pub extent: ExtentIndex,
+    /// Parts of files that are not written yet.
+    pub left: usize,
+}
+
+impl Shard {
+    /// The arena is full: makes room.
+    pub(super) fn spill_some(&mut self) {
+        let mut chosen = Vec::new();
+        for active in self.active.values().filter(|active| active.wait.is_none()) {
+            let Some(geometry) = active.geometry() else { continue };
+            let has_v2 = active.has_v2();
+            let room = SPILL_AT_ONCE - chosen.len();
+            let extents = active.assembler.spillable(geometry, has_v2).take(room);
+            chosen.extend(extents.map(|extent| (active.id, extent)));
+            if chosen.len() == SPILL_AT_ONCE {
+                break;
+            }
+        }
+        for (listing, extent) in chosen {
+            self.spill(listing, extent);
+        }
+    }
+
+    fn spill(&mut self, listing: ListingId, extent: ExtentIndex) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        let Some(bytes) = active.assembler.take_for_spill(extent) else { return };
+        self.filling -= 1;
+        let pieces: RunSet = geometry.pieces_of_extent(extent).map(PieceIndex::get).collect();
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.journal().intent(slot, pieces.runs());
+        }
+        let frozen = bytes.freeze();
+        self.next_job += 1;
+        let job = self.next_job;
+        let len = u64::from(geometry.extent_len(extent));
+        let mut start = 0;
+        let mut tasks = Vec::new();
+        for slice in geometry.slices(geometry.extent_offset(extent), len) {
+            let (offset_bytes, buf, len) = (slice.file_offset, frozen.clone(), slice.len as usize);
+            if !slice.pad {
+                let key = FileKey { listing, file: slice.file.get() };
+                let kind = TaskKind::Write { offset_bytes, buf, start, len };
+                tasks.push(DiskTask { key, class: Class::Foreground, job, kind });
+            }
+            start += len;
+        }
+        let left = tasks.len();
+        self.jobs.insert(job, Job::Spill(SpillJob { listing, extent, left }));
+        for task in tasks {
+            self.disk_submit(task);
+        }
+    }
+
+    /// An extent is written, unverified.
+    pub(super) fn spill_written(&mut self, spill: SpillJob) {
+        let Some(active) = self.active.get_mut(&spill.listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        active.assembler.set_spilled(spill.extent);
+        for piece in geometry.pieces_of_extent(spill.extent) {
+            self.look_whether_spilled(spill.listing, piece);
+        }
+    }
+
+    /// A piece is whole and parts of it are on disk only: the rest goes there as well. False while a
+    /// part is lent to a receive.
+    pub(super) fn spill_rest(&mut self, listing: ListingId, piece: PieceIndex) -> bool {
+        let Some(active) = self.active.get(&listing) else { return true };
+        let Some(geometry) = active.geometry().cloned() else { return true };
+        let in_memory = |extent: &ExtentIndex| !active.assembler.is_spilled(*extent);
+        let rest: Vec<ExtentIndex> = geometry
+            .extents_of_piece(piece)
+            .filter(|&extent| geometry.extent_data_len(extent) > 0)
+            .filter(in_memory)
+            .collect();
+        let is_here = |extent: &ExtentIndex| {
+            active.assembler.fill(*extent).is_some_and(|fill| fill.bytes().is_some())
+        };
+        if !rest.iter().all(is_here) {
+            return false;
+        }
+        for extent in rest {
+            self.spill(listing, extent);
+        }
+        self.look_whether_spilled(listing, piece);
+        true
+    }
+
+    /// Judges a whole piece when all of it is on disk.
+    fn look_whether_spilled(&mut self, listing: ListingId, piece: PieceIndex) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        if active.spilled.contains_key(&piece.get())
+            || !active.assembler.is_spilled_whole(&geometry, piece)
+        {
+            return;
+        }
+        let senders = active.assembler.senders_of(&geometry, piece);
+        active.spilled.insert(piece.get(), senders);
+        self.queue_check(listing, std::iter::once(piece.get()).collect());
+    }
+
+    /// A spilled piece was read back: what follows. True when it was one.
+    pub(super) fn spilled_checked(
+        &mut self,
+        listing: ListingId,
+        piece: PieceIndex,
+        is_good: bool,
+        leaves: &[[u8; 32]],
+    ) -> bool {
+        let Some(active) = self.active.get_mut(&listing) else { return false };
+        let Some(senders) = active.spilled.remove(&piece.get()) else { return false };
+        let Some(geometry) = active.geometry().cloned() else { return false };
+        if is_good {
+            active.set_have(piece);
+            active.assembler.finish(&geometry, piece, &active.have);
+            for (sender, bytes) in senders {
+                if let Some((_, verified)) = active.sources.get_mut(&sender) {
+                    *verified += bytes;
+                }
+                self.counters.payload_verified_bytes.add(bytes);
+            }
+            self.piece_found(listing, piece, leaves);
+        } else {
+            let rejected = active.assembler.reject(&geometry, piece);
+            tracing::warn!(listing = listing.0, piece = piece.get(), "long piece is bad");
+            self.count_waste(listing, rejected);
+            self.piece_refetch(listing, piece);
+            if let [(sender, _)] = senders[..] {
+                self.convict(listing, sender, piece);
+            }
+        }
+        true
+    }
+}
+
+/// Who sent how much of a piece, kept while it is read back.
+pub(super) type Senders = Vec<(PeerId, u64)>;
