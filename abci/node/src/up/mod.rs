@@ -7,6 +7,8 @@
 pub mod burden;
 pub mod children;
 mod market;
+mod newcomers;
+mod proof;
 pub mod registry;
 pub mod source;
 mod story;
