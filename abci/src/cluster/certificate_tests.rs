@@ -186,6 +186,66 @@ fn prevotes_are_no_precommits() {
     assert!(matches!(result, Err(CertificateError::BadSignature { .. })), "{result:?}");
 }
 
+/// Other versions verify what this one signed: a change of any of these is a change of format, with
+/// its own version and a word in the changelog.
+#[test]
+fn the_formats_are_what_they_were() {
+    let keys = keys(4);
+    let set = set_of(&keys);
+    let block = block_at(5, &set, GENESIS);
+    let certificate = certify(&block, 2, &keys[..3]);
+    let mut bytes = Vec::new();
+    certificate.encode(&mut bytes);
+    let evidence = DoubleVote::new(vote_of(&keys[0], 1), vote_of(&keys[0], 2));
+    let full = ChainBlock {
+        last_certificate: Some(certificate),
+        evidence: vec![evidence],
+        ..block.clone()
+    };
+    let mut full_bytes = Vec::new();
+    full.encode(&mut full_bytes);
+    let digest = |bytes: &[u8]| hex(&<[u8; 32]>::from(Sha256::digest(bytes)));
+    let found = [
+        hex(&set.hash()),
+        hex(&block.id().0),
+        digest(&bytes),
+        digest(&full_bytes),
+        digest(&vote_sign_bytes(&GENESIS, VoteKind::Prevote, 1, 0, None)),
+        digest(&proposal_sign_bytes(&GENESIS, 1, 0, Some(3), &block.id())),
+    ];
+    assert_eq!(found, FORMATS);
+}
+
+fn vote_of(key: &SigningKey, id: u8) -> SignedVote {
+    let (kind, height, round, id) = (VoteKind::Prevote, 4, 0, Some(BlockId([id; 32])));
+    let signature = sign(key, &vote_sign_bytes(&GENESIS, kind, height, round, id.as_ref()));
+    SignedVote { kind, height, round, id, key: key.public().0, signature }
+}
+
+#[test]
+fn only_two_different_votes_of_one_validator_prove_something() {
+    let keys = keys(2);
+    let (a, b) = (vote_of(&keys[0], 1), vote_of(&keys[0], 2));
+    let proven = Some((keys[0].public().0, 4));
+    assert_eq!(DoubleVote::new(b.clone(), a.clone()).proven(&GENESIS), proven);
+    assert_eq!(DoubleVote { first: b.clone(), second: a.clone() }.proven(&GENESIS), None);
+    assert_eq!(DoubleVote::new(a.clone(), a.clone()).proven(&GENESIS), None);
+    assert_eq!(DoubleVote::new(a.clone(), vote_of(&keys[1], 2)).proven(&GENESIS), None);
+    assert_eq!(DoubleVote::new(a.clone(), b.clone()).proven(&[8; 32]), None);
+    let forged = SignedVote { signature: [1; 64], ..b };
+    assert_eq!(DoubleVote::new(a, forged).proven(&GENESIS), None);
+}
+
+/// SHA-256 over a set, a block id, a certificate, a whole block, a vote and a proposal.
+const FORMATS: [&str; 6] = [
+    "e0f50e9b77004ce50297f890cb81956a48d52378e68d79fbfa92d1ebdd97726b",
+    "7cee8136218ec530455f8121d1dad3b9f0aeccf8101ceffb5c64557e7244cc5e",
+    "3ef0a87546595bc477b05229ab9324bdab6bca3059e889163a5874806a9f9c09",
+    "5c4ce88390d37dfb3c956905a406aa9de43f0caad822e45c337a76899a721655",
+    "a02a751d1043f53c3ccdca19e3044464a861aed611c7f7cfb6b1188a3196b91a",
+    "09cc15063ca8aecf476b18e78eb00c28c629be5c3b71b8e15cde093699966c4e",
+];
+
 proptest::proptest! {
     /// Whatever a peer or a disk says, decoding answers and allocates no more than it was given.
     #[test]

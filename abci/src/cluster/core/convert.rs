@@ -1,5 +1,8 @@
 //! Between the core's spelling of messages and ours, and the checks of certificates inside a height.
 
+// The error type is the core's.
+#![allow(clippy::result_large_err)]
+
 use std::collections::BTreeSet;
 
 use arc_malachitebft_core_consensus as engine;

@@ -4,6 +4,8 @@
 //! Sans-I/O: [`Core::handle`] takes one input and gives back what is to be done, in order. The
 //! caller logs before it publishes; nothing here reads a clock, a socket or a disk.
 //!
+//! The crate logs every step at `info` under its own name; operators filter it (`warn` by default).
+//!
 //! We run it in the mode in which values travel apart from proposals. In the other mode the core
 //! calls every value it receives valid by itself, and our own verdict would not count.
 

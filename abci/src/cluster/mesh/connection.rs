@@ -32,6 +32,9 @@ const STRANGER_TXS_MAX: u32 = 4;
 /// come up to 256 at a time, so catching up is not slowed down by it.
 const STRANGER_ANSWERS_PER_SECOND: u32 = 32;
 
+/// What waits to be written to a peer.
+type Queued = Receiver<Arc<[u8]>>;
+
 /// Proves both keys to each other on a fresh connection. `ours.nonce` must be fresh.
 ///
 /// # Errors
@@ -101,7 +104,7 @@ impl Mesh {
         addr: SocketAddr,
         hello: &Hello,
         outbound: bool,
-    ) -> Option<(Arc<Peer>, Receiver<Arc<[u8]>>)> {
+    ) -> Option<(Arc<Peer>, Queued)> {
         let own = self.0.key.public().0;
         let dialler_key = if outbound { own } else { hello.key };
         // The port of an inbound connection is of no use to anybody; its own word is.
@@ -241,7 +244,7 @@ fn is_registration_of(tx: &[u8], key: &[u8; 32]) -> bool {
     Tx::decode(tx).is_ok_and(|tx| tx.signer.0 == *key && matches!(tx.body, TxBody::Register(_)))
 }
 
-fn write_all(peer: &Peer, queued: &Receiver<Arc<[u8]>>, mesh: &Mesh) -> io::Result<()> {
+fn write_all(peer: &Peer, queued: &Queued, mesh: &Mesh) -> io::Result<()> {
     let mut stream = &peer.stream;
     let ping = Frame::Ping.to_bytes();
     let mut step = Vec::new();

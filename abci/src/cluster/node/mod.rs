@@ -56,7 +56,7 @@ pub enum NodeEvent {
         /// Until when the caller waits.
         deadline: Instant,
         /// Where the outcome goes.
-        reply: Sender<Result<TxOutcome, SubmitError>>,
+        reply: Reply,
     },
     /// End.
     Stop,
@@ -157,6 +157,17 @@ struct Early {
     bodies: Vec<(u32, ChainBlock)>,
 }
 
+/// Where the outcome of a transaction goes.
+type Reply = Sender<Result<TxOutcome, SubmitError>>;
+
+/// A transaction that waits until our state is new enough to check it, and until when its sender
+/// waits.
+struct Parked {
+    tx: Vec<u8>,
+    deadline: Instant,
+    reply: Reply,
+}
+
 /// A question for blocks that is out.
 #[derive(Clone, Copy, Debug)]
 struct Request {
@@ -215,9 +226,9 @@ pub struct Node {
     caught_up: bool,
 
     mempool: Mempool,
-    waiters: BTreeMap<TxHash, Vec<Sender<Result<TxOutcome, SubmitError>>>>,
+    waiters: BTreeMap<TxHash, Vec<Reply>>,
     /// Submitted before we were caught up.
-    parked: Vec<(Vec<u8>, Instant, Sender<Result<TxOutcome, SubmitError>>)>,
+    parked: Vec<Parked>,
     regossip_at: Option<Instant>,
 }
 
@@ -395,7 +406,7 @@ impl Node {
         by(self.timers.values().min().copied());
         by((!self.running && self.may_begin()).then(|| self.begin_at()));
         by(self.regossip_at);
-        by(self.parked.iter().map(|(_, deadline, _)| *deadline).min());
+        by(self.parked.iter().map(|parked| parked.deadline).min());
         by(self.catchup_deadline());
         next
     }

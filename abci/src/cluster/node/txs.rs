@@ -1,28 +1,25 @@
 //! Transactions: from our own handle, from peers, and again after every block.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use ringseed_ledger::{Tx, TxCode};
 
-use super::Node;
+use super::{Node, Parked, Reply};
 use crate::cluster::frame::Frame;
 use crate::cluster::mempool::NoRoom;
 use crate::cluster::mesh::PeerId;
 use crate::driver::TxResult;
-use crate::handle::{SubmitError, TxOutcome};
+use crate::handle::SubmitError;
 
 /// A transaction of ours that is in no block after so long is said again: frames may be dropped.
 const REGOSSIP_INTERVAL: Duration = Duration::from_secs(2);
-
-type Reply = Sender<Result<TxOutcome, SubmitError>>;
 
 impl Node {
     pub(super) fn handle_submit(&mut self, tx: Vec<u8>, deadline: Instant, reply: Reply) {
         if !self.caught_up {
             // Our state may be old: its nonces would refuse what the market takes.
-            self.parked.push((tx, deadline, reply));
+            self.parked.push(Parked { tx, deadline, reply });
             return;
         }
         match self.take_tx(tx, true, None) {
@@ -100,11 +97,11 @@ impl Node {
 
     pub(super) fn tick_txs(&mut self, now: Instant) {
         if self.caught_up && !self.parked.is_empty() {
-            for (tx, deadline, reply) in std::mem::take(&mut self.parked) {
+            for Parked { tx, deadline, reply } in std::mem::take(&mut self.parked) {
                 self.handle_submit(tx, deadline, reply);
             }
         }
-        self.parked.retain(|(_, deadline, _)| *deadline > now);
+        self.parked.retain(|parked| parked.deadline > now);
         if self.regossip_at.is_some_and(|at| at <= now) {
             self.regossip_at = (!self.mempool.is_empty()).then(|| now + REGOSSIP_INTERVAL);
             for waiting in self.mempool.iter().filter(|waiting| waiting.is_local) {

@@ -8,6 +8,7 @@ use ringseed_ledger::GenesisHash;
 use super::*;
 use crate::cluster::frame::{FRAME_LEN_BYTES_MAX, Frame, Hello};
 use crate::cluster::mesh::{fresh_nonce, handshake};
+use crate::cluster::store::CertifiedBlock;
 use crate::handle::StartError;
 
 #[test]
@@ -88,19 +89,21 @@ fn a_wrong_genesis_hash_is_refused() {
     market.stop(0);
 }
 
-/// A first contact that serves an old chain and hides what came after.
-fn hiding_contact(market: &Market, height: u64, secret: &SigningKey) -> SocketAddr {
+fn blocks_of(market: &Market, height: u64) -> Vec<Vec<u8>> {
+    let store = &market.node(0).shared.store;
+    (1..=height).map(|at| store.read_bytes(at).unwrap().unwrap()).collect()
+}
+
+/// A first contact that serves `blocks` and knows of nothing else.
+fn lying_contact(market: &Market, blocks: Vec<Vec<u8>>, secret: &SigningKey) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let at = listener.local_addr().unwrap();
     let text = market.genesis.to_text().into_bytes();
-    let node = market.node(0);
-    let blocks: Vec<Vec<u8>> =
-        (1..=height).map(|at| node.shared.store.read_bytes(at).unwrap().unwrap()).collect();
+    let height = blocks.len() as u64;
     let genesis_hash = market.genesis.hash().0;
     let secret = secret.clone();
     std::thread::spawn(move || {
-        // The genesis first, then the chain: two connections.
-        for stream in listener.incoming().take(2) {
+        for stream in listener.incoming() {
             let stream = stream.unwrap();
             let (text, blocks, secret) = (text.clone(), blocks.clone(), secret.clone());
             std::thread::spawn(move || {
@@ -135,7 +138,7 @@ fn a_first_contact_that_hides_the_last_blocks_is_found_out() {
     (1..=20).for_each(|seed| drop(market.submit(usize::from(seed % 4), offer(seed))));
     market.settle();
     let height = market.height(0);
-    let liar = hiding_contact(&market, height - 10, &key(200));
+    let liar = lying_contact(&market, blocks_of(&market, height - 10), &key(200));
     // Alone with the liar there is no majority to ask: never caught up.
     (0..4).for_each(|index| market.stop(index));
     let mut config = market.config(0);
@@ -217,4 +220,45 @@ fn a_key_that_is_not_proven_is_nobody() {
     let mut rest = Vec::new();
     let _ = (&stream).read_to_end(&mut rest);
     assert!(market.node(0).status().peers.is_empty());
+}
+
+#[test]
+fn a_forged_chain_is_followed_up_to_the_forgery_and_no_further() {
+    let mut market = Market::start("join-forged", 4, fast(60_000));
+    (1..=6).for_each(|seed| drop(market.submit(usize::from(seed % 4), offer(seed))));
+    market.settle();
+    let honest = blocks_of(&market, 6);
+    // One transaction altered under the good certificate of the fourth block.
+    let mut certified = CertifiedBlock::decode(&honest[3]).unwrap();
+    certified.block.txs[0][20] ^= 1;
+    let mut altered = honest.clone();
+    altered[3].clear();
+    certified.encode(&mut altered[3]);
+    // A certificate that only half of the power signed.
+    let mut certified = CertifiedBlock::decode(&honest[3]).unwrap();
+    certified.certificate.signatures.truncate(2);
+    let mut halved = honest.clone();
+    halved[3].clear();
+    certified.encode(&mut halved[3]);
+    // A good block in the place of another.
+    let mut swapped = honest;
+    swapped.swap(3, 4);
+    (0..4).for_each(|index| market.stop(index));
+    for (name, blocks) in [("altered", altered), ("halved", halved), ("swapped", swapped)] {
+        let liar = lying_contact(&market, blocks, &key(210));
+        let mut config = market.config(0);
+        config.dir = market.dir.path().join(name);
+        config.key = key(211);
+        config.genesis = None;
+        config.listen = None;
+        let new = Cluster::join(liar, market.genesis.hash(), config).unwrap();
+        let start = Instant::now();
+        while new.status().height < 3 {
+            assert!(start.elapsed() < PATIENCE, "{name}: {:?}", new.status());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(new.status().height, 3, "{name}");
+        assert!(!new.status().caught_up, "{name}");
+    }
 }
