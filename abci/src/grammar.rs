@@ -53,6 +53,13 @@ impl Recogniser {
     /// # Errors
     /// What was due instead.
     pub fn accept(&mut self, call: Call) -> Result<(), String> {
+        if let Call::Restored(height) = call
+            && (self.height.is_none() || self.needs_init)
+        {
+            // State sync comes before the handshake (0.38 specification, "clean-start").
+            (self.height, self.needs_init) = (Some(height), false);
+            return Ok(());
+        }
         let Some(height) = self.height else {
             let Call::Info(height) = call else { return Err(format!("{call:?} before info")) };
             self.height = Some(height);
@@ -66,11 +73,6 @@ impl Recogniser {
                 self.executed = None;
                 // The next one may begin a chain that has no block yet.
                 self.needs_init = height == 0;
-                return Ok(());
-            }
-            Call::Restored(height) if self.needs_init => {
-                self.needs_init = false;
-                self.height = Some(height);
                 return Ok(());
             }
             Call::InitChain if self.needs_init => {

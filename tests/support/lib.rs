@@ -2,6 +2,7 @@
 //! child processes that never outlive their test.
 #![forbid(unsafe_code)]
 
+pub mod comet;
 pub mod data;
 pub mod peer;
 pub mod program;
