@@ -29,7 +29,8 @@ fn a_transaction_does_not_wait_for_the_idle_interval_and_idleness_makes_no_block
     assert_eq!(market.top(), height, "an idle market makes no blocks before its interval");
     let start = Instant::now();
     market.submit(1, offer(2));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // Of 60 s; a loaded machine may miss a round or two.
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 #[test]
