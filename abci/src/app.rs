@@ -6,7 +6,7 @@
 //! log starts anew, so that opening reads at most about twice the state.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Mutex, MutexGuard, RwLock};
 
 use ringseed_ledger::{
     AppHash, BlockOutcome, DecidedBlock, Delta, Genesis, Misbehaviour, PendingNonces, PublicKey,
@@ -369,9 +369,6 @@ impl Application for LedgerApp {
         SnapshotVerdict::Done
     }
 }
-
-/// Shares an application that is also read directly.
-pub type SharedApp = Arc<LedgerApp>;
 
 pub(crate) fn start_error(error: LogError) -> StartError {
     match error {
