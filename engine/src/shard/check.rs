@@ -211,6 +211,10 @@ impl Shard {
             if self.spilled_checked(listing, piece, is_good, &leaves) {
                 continue;
             }
+            if self.active.get(&listing).is_some_and(|active| active.have.get(piece)) {
+                self.had_piece_checked(listing, piece, is_good, &leaves);
+                continue;
+            }
             if is_good {
                 self.piece_found(listing, piece, &leaves);
             } else if let Some(check) =

@@ -170,6 +170,7 @@ impl Shard {
         }
         let pieces = std::mem::take(&mut commit.pieces);
         let files = std::mem::take(&mut commit.files);
+        let listings: Vec<ListingId> = pieces.keys().copied().collect();
         (commit.bytes, commit.oldest) = (0, None);
         let left = if self.config.durable { files.len() } else { 0 };
         self.commit.phase = Phase::Data { left, failed: BTreeSet::new(), pieces };
@@ -184,6 +185,7 @@ impl Shard {
         if left == 0 {
             self.data_is_synced();
         }
+        listings.into_iter().for_each(|listing| self.flush_leaves(listing));
         self.pump_disk();
     }
 

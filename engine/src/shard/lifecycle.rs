@@ -268,6 +268,7 @@ impl Shard {
         self.filling -= active.assembler.held_len();
         self.wire_ids.retain(|_, id| *id != listing);
         self.keys.remove(&active.key);
+        self.remove_state_files(active.key);
         self.count_listings();
         let name = active.metainfo.as_ref().map(|metainfo| metainfo.info().name().to_owned());
         match name {

@@ -141,6 +141,9 @@ pub(super) struct Active {
     pub doubtful: BTreeSet<u32>,
     /// Whole pieces that are on disk unverified and being read back, with who sent them.
     pub spilled: BTreeMap<u32, Senders>,
+    /// Number of the first leaf of every file in the sidecar, and leaves not written there yet.
+    pub leaf_bases: Vec<u64>,
+    pub new_leaves: BTreeMap<u64, Vec<[u8; 32]>>,
     /// Empty files that are not created yet.
     pub touches_left: u32,
     pub are_touches_sent: bool,
@@ -202,6 +205,8 @@ impl Active {
             writing: BTreeMap::new(),
             doubtful: BTreeSet::new(),
             spilled: BTreeMap::new(),
+            leaf_bases: Vec::new(),
+            new_leaves: BTreeMap::new(),
             touches_left: 0,
             are_touches_sent: false,
             wait: None,
@@ -261,6 +266,7 @@ impl Active {
         self.stored = self.have.clone();
         self.durable = self.have.clone();
         self.requests = Requests::default();
+        self.leaf_bases = super::leaves::leaf_bases(&geometry);
         self.wire_ids = wire_ids_of(&Identity::Metainfo(metainfo.clone()));
         self.geometry = Some(geometry);
         self.metainfo = Some(metainfo);
@@ -325,12 +331,17 @@ impl Active {
 
     /// Bytes are wanted: something is missing and nothing stands in the way.
     pub fn is_fetching(&self) -> bool {
-        self.stage == Stage::Running && !self.have.is_full() && self.wait.is_none()
+        self.is_wanting() && self.wait.is_none()
     }
 
     /// Connections are worth making.
     pub fn wants_peers(&self) -> bool {
-        self.stage == Stage::Metadata || (self.stage == Stage::Running && !self.have.is_full())
+        self.stage == Stage::Metadata || self.is_wanting()
+    }
+
+    /// Something is missing and may be written. Nothing is ever fetched over the user's data.
+    pub fn is_wanting(&self) -> bool {
+        self.stage == Stage::Running && !self.have.is_full() && self.place.is_owned()
     }
 
     /// There is a v2 view.

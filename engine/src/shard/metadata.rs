@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ringseed_core::geometry::PieceIndex;
 use ringseed_core::merkle::{self, HashRange, TreeShape, UpperTree};
 use ringseed_core::metainfo::{INFO_LEN_MAX, Info, Metainfo};
 use ringseed_core::wire::{ExtendedHandshake, HashRequest};
 
 use super::Shard;
+use super::leaves::ServedTree;
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use crate::api::{Event, ListingError, ListingId};
@@ -42,7 +42,7 @@ pub(super) struct Metadata {
     /// Who refused or botched hashes.
     hash_refused: BTreeMap<ConnId, u32>,
     /// Upper trees of files, built when the first peer asks for hashes.
-    trees: BTreeMap<[u8; 32], UpperTree>,
+    pub trees: BTreeMap<[u8; 32], ServedTree>,
 }
 
 #[derive(Debug)]
@@ -331,7 +331,7 @@ impl Shard {
         tracing::info!(listing = listing.0, name = metainfo.info().name(), "metadata is here");
         if let ListingKey::V2(hash) = active.key {
             let data = metainfo.encode();
-            self.write_state_file(metainfo_path(&hash), data);
+            self.write_state_file(metainfo_path(&hash), vec![(0, data)], true);
         }
         self.attach_metainfo(listing, metainfo);
         self.tell(Event::MetadataReady { id: listing });
@@ -385,27 +385,20 @@ impl Shard {
         self.touched.insert(id);
     }
 
-    /// Gives hashes of a file's tree (BEP 52): piece layers and what is above; leaves as far as they
-    /// are in memory.
+    /// Gives hashes of a file's tree (BEP 52): piece layers and what is above from memory, what is
+    /// below from the sidecar.
     pub(super) fn serve_hashes(&mut self, id: ConnId, listing: ListingId, request: HashRequest) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let answer = answer_hashes(active, request);
+        if answer.is_none() && self.read_leaves(id, listing, request) {
+            return;
+        }
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
         match answer {
             Some(hashes) => channel.send_hashes(request, &hashes),
             None => channel.send_hash_reject(request),
         }
         self.touched.insert(id);
-    }
-
-    /// Keeps the leaves of a verified piece for those who ask for them.
-    pub(super) fn keep_leaves(
-        &mut self,
-        listing: ListingId,
-        piece: PieceIndex,
-        leaves: &[[u8; 32]],
-    ) {
-        let _ = (listing, piece, leaves);
     }
 }
 
@@ -416,7 +409,8 @@ fn answer_hashes(active: &mut Active, request: HashRequest) -> Option<Vec<[u8; 3
     let HashRequest { pieces_root, base_layer, index, length, proof_layers } = request;
     let trees = &mut active.metadata.trees;
     if !trees.contains_key(&pieces_root) {
-        let file = info.files().iter().find(|file| file.pieces_root == Some(pieces_root))?;
+        let mut files = (0..).zip(info.files());
+        let (at, file) = files.find(|(_, file)| file.pieces_root == Some(pieces_root))?;
         let shape = TreeShape::of_file(file.len_bytes)?;
         let nodes = match metainfo.layer(&pieces_root) {
             Some(nodes) => nodes.to_vec(),
@@ -424,9 +418,9 @@ fn answer_hashes(active: &mut Active, request: HashRequest) -> Option<Vec<[u8; 3
         };
         let base = info.piece_layer_number();
         let tree = UpperTree::new(shape, base, &nodes, &pieces_root).ok()?;
-        trees.insert(pieces_root, tree);
+        trees.insert(pieces_root, ServedTree { tree, file: at });
     }
-    let tree = &trees[&pieces_root];
+    let tree = &trees[&pieces_root].tree;
     let range = HashRange::new(tree.shape(), base_layer, index, length, proof_layers).ok()?;
     tree.answer(range, |_, _| None)
 }

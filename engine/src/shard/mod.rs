@@ -19,6 +19,7 @@ mod dial;
 mod disk;
 mod fill;
 mod hashing;
+mod leaves;
 mod lifecycle;
 mod listing;
 mod metadata;
@@ -53,6 +54,7 @@ use command::{CommandQueue, Counters};
 use commit::Commit;
 use disk::{Disk, FileKey, TaskFlight};
 use hashing::Hashing;
+use leaves::LeafRead;
 use listing::Active;
 pub(crate) use listing::payload_of;
 pub use listing::{Catalogue, MemoryCatalogue, Row};
@@ -102,6 +104,8 @@ enum Flight {
     SyncJournal,
     SmallFile(SmallFile),
     RemoveTree { listing: ListingId },
+    RemoveState,
+    Leaves(LeafRead),
 }
 
 /// What disk tasks belong to.
@@ -154,6 +158,8 @@ pub struct Shard {
     /// Listings whose requests wait for the arena.
     starving: BTreeSet<ListingId>,
     checks_waiting: BTreeSet<ListingId>,
+    /// Reads of leaf sidecars in flight.
+    leaf_reads: usize,
     /// Extents being filled, over all listings.
     filling: usize,
 
@@ -211,6 +217,7 @@ impl Shard {
             planning: BTreeSet::new(),
             starving: BTreeSet::new(),
             checks_waiting: BTreeSet::new(),
+            leaf_reads: 0,
             filling: 0,
             cache,
             reads: Reads::default(),
@@ -326,6 +333,8 @@ impl Machine for Shard {
             (Flight::RemoveTree { listing }, Done::Removed(result)) => {
                 self.handle_removed(listing, result);
             }
+            (Flight::RemoveState, Done::Removed(_)) => {}
+            (Flight::Leaves(read), done) => self.leaf_step(read, done),
             (flight, done) => panic!("{done:?} answers {flight:?}"),
         }
     }

@@ -60,7 +60,7 @@ impl Shard {
         let own_id = PeerId(self.config.peer_id);
         let seed = self.next_random();
         let Some(active) = self.active.get_mut(&listing) else { return };
-        if active.requests.swarm.is_some() || active.is_complete() {
+        if active.requests.swarm.is_some() || !active.is_wanting() {
             return;
         }
         let Some(geometry) = active.geometry().cloned() else { return };

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::{Duration, Instant};
 
 use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
@@ -29,12 +30,17 @@ const BLOCK_PARTS_MAX: usize = SEND_PARTS_MAX - 10;
 /// Extents of one connection that are read ahead of being sent.
 const READ_AHEAD: usize = 4;
 
+/// How soon connections that wait for memory are looked at again: about what reading an extent takes.
+const STARVING_RETRY: Duration = Duration::from_millis(2);
+
 /// An extent being read for serving, and who waits for it.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     waiters: BTreeMap<ExtentKey, Vec<ConnId>>,
     /// Connections that found no extent to read into.
     starving: Vec<ConnId>,
+    /// When a turn will look at them although nothing else happens.
+    retry_at: Option<Instant>,
 }
 
 /// A read of an extent, part by part.
@@ -248,7 +254,7 @@ impl Shard {
         let held_max = self.arena.capacity() / if is_ahead { 8 } else { 4 };
         if self.held_len() >= held_max {
             if !is_ahead {
-                self.reads.starving.push(id);
+                self.starve(id);
             }
             return;
         }
@@ -261,16 +267,27 @@ impl Shard {
             .collect();
         if pieces.is_empty() {
             // A long piece of which this extent is written and another is not: soon.
-            self.reads.starving.push(id);
+            self.starve(id);
             return;
         }
         let Some(buf) = self.take_extent() else {
             self.counters.arena_waits.add(1);
-            self.reads.starving.push(id);
+            self.starve(id);
             return;
         };
         self.reads.waiters.insert(key, vec![id]);
         self.read_extent(listing, geometry, extent, pieces, Class::Foreground, buf);
+    }
+
+    /// Lets a connection wait for memory. What frees some may be the end of the very turn we are in,
+    /// with nothing to bring another one: so a timer does.
+    fn starve(&mut self, id: ConnId) {
+        self.reads.starving.push(id);
+        if self.reads.retry_at.is_none_or(|at| at <= self.now) {
+            let at = self.now + STARVING_RETRY;
+            self.reads.retry_at = Some(at);
+            self.timers.set(at, Timer::Upload);
+        }
     }
 
     /// Starts to read an extent; pads become zeros.
@@ -392,27 +409,34 @@ impl Shard {
     /// fetched again if that fails as well.
     fn serving_read_failed(&mut self, listing: ListingId, pieces: RunSet, error: &io::Error) {
         tracing::error!(listing = listing.0, %error, "cannot read what was stored");
+        self.lose_pieces(listing, &pieces);
+        self.close_files_of(listing, false);
+        self.begin_check(listing, pieces);
+    }
+
+    /// Takes pieces back: from the listing, from the journal, from what peers were told (BEP 54).
+    pub(super) fn lose_pieces(&mut self, listing: ListingId, pieces: &RunSet) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
-        for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+        let lost: Vec<_> = pieces.iter().filter_map(|piece| geometry.piece(piece).ok()).collect();
+        for &piece in &lost {
             active.clear_have(piece);
             active.requests.piece_lost(piece);
+            for extent in geometry.extents_of_piece(piece) {
+                self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
+            }
         }
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         for id in conns {
             let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
                 continue;
             };
-            for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
-                channel.send_dont_have(piece);
-            }
+            lost.iter().for_each(|&piece| channel.send_dont_have(piece));
             self.touched.insert(id);
         }
         if let Some(slot) = self.journal_slot(listing) {
             self.commit.journal().lost(slot, pieces.runs());
         }
-        self.close_files_of(listing, false);
-        self.begin_check(listing, pieces);
     }
 
     /// Sends what the link has to say, if nothing is on its way.

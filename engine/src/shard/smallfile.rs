@@ -1,4 +1,4 @@
-//! Small files of our own that are written once: fetched metainfo.
+//! Small files of our own: fetched metainfo, leaf sidecars.
 //!
 //! Open, write, sync, close, each an operation of its own. What is written checks itself when it is
 //! read (by its hash), so that a torn file only costs another fetch.
@@ -12,15 +12,24 @@ use crate::io::{Done, FileId, Op, OpenMode};
 #[derive(Debug)]
 pub(super) struct SmallFile {
     path: PathBuf,
-    data: Vec<u8>,
+    /// What is still to be written and where, the next part last.
+    writes: Vec<(u64, Vec<u8>)>,
+    needs_sync: bool,
     file: Option<FileId>,
 }
 
 impl Shard {
-    /// Writes a file in the state folder.
-    pub(super) fn write_state_file(&mut self, path: PathBuf, data: Vec<u8>) {
+    /// Writes parts of a file in the state folder.
+    pub(super) fn write_state_file(
+        &mut self,
+        path: PathBuf,
+        mut writes: Vec<(u64, Vec<u8>)>,
+        needs_sync: bool,
+    ) {
         let root = self.state.dir().clone();
-        let small = SmallFile { path: path.clone(), data, file: None };
+        writes.reverse();
+        let needs_sync = needs_sync && self.config.durable;
+        let small = SmallFile { path: path.clone(), writes, needs_sync, file: None };
         let id = self.flights.insert(Flight::SmallFile(small));
         self.out.push_back(Op::Open { id, root, path, mode: OpenMode::Write, direct: false });
     }
@@ -30,21 +39,24 @@ impl Shard {
         let outcome = match done {
             Done::Opened(Ok((file, _))) => {
                 small.file = Some(file);
-                let data = std::mem::take(&mut small.data);
-                let id = self.flights.insert(Flight::SmallFile(small));
-                self.out.push_back(Op::WriteSmall { id, file, offset_bytes: 0, data });
-                return;
-            }
-            Done::SmallWritten(Ok(())) if self.config.durable => {
-                let file = small.file.expect("opened before it is written");
-                let id = self.flights.insert(Flight::SmallFile(small));
-                self.out.push_back(Op::Sync { id, file });
-                return;
+                Ok(())
             }
             Done::Opened(Err(error)) => Err(error),
             Done::SmallWritten(result) | Done::Synced(result) => result,
             other => panic!("{other:?} answers the writing of {}", small.path.display()),
         };
+        if let (Ok(()), Some(file)) = (&outcome, small.file) {
+            if let Some((offset_bytes, data)) = small.writes.pop() {
+                let id = self.flights.insert(Flight::SmallFile(small));
+                self.out.push_back(Op::WriteSmall { id, file, offset_bytes, data });
+                return;
+            }
+            if std::mem::take(&mut small.needs_sync) {
+                let id = self.flights.insert(Flight::SmallFile(small));
+                self.out.push_back(Op::Sync { id, file });
+                return;
+            }
+        }
         if let Some(file) = small.file {
             self.out.push_back(Op::CloseFile { file });
         }

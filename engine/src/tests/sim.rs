@@ -179,3 +179,48 @@ fn newcomers_with_a_hash_alone_relay_to_each_other() {
         assert!(sent < 2 * total, "the origin sent {sent} of {total} to three: seed {seed}");
     }
 }
+
+/// Leaves are served from the sidecar; when it is lost they are made again from the data.
+#[test]
+fn leaves_are_served_and_made_again_when_lost() {
+    use ringseed_core::geometry::BLOCK_LEN;
+    use ringseed_core::merkle::{HashRange, TreeShape};
+
+    let scene = scene(Kind::V2, 64 << 10);
+    let (mut market, origin, node) = scene.market(SimConfig::new(5));
+    let id = scene.fetch(&mut market, node, &[origin]);
+    assert!(market.run_until_complete(node, id, LIMIT));
+    market.world.run_for(Duration::from_secs(1));
+    let state_dir = scene.scratch.join(format!("node-{node}/state"));
+    let path = crate::store::leaves_path(&scene.metainfo.info().info_hash_v2().unwrap());
+    let sidecar = market.world.file_content(node, &state_dir, &path).unwrap().to_vec();
+    let leaves: Vec<[u8; 32]> = sidecar.as_chunks::<32>().0.to_vec();
+    // The sidecar holds, file after file, what leads to every root.
+    let mut at = 0;
+    for file in scene.metainfo.info().files().iter().filter(|file| file.len_bytes > 0) {
+        let count = file.len_bytes.div_ceil(u64::from(BLOCK_LEN)) as usize;
+        let root = ringseed_core::merkle::root_from_leaves(&leaves[at..at + count]);
+        assert_eq!(Some(root), file.pieces_root, "{}", file.path.as_str());
+        at += count;
+    }
+    // A peer that asks is answered; see the machine of this test for the asking.
+    let big = scene.metainfo.info().files().iter().find(|file| file.len_bytes > 3_000_000).unwrap();
+    let shape = TreeShape::of_file(big.len_bytes).unwrap();
+    let range = HashRange::to_root(shape, 0, 8, 4).unwrap();
+    let request = ringseed_core::wire::HashRequest {
+        pieces_root: big.pieces_root.unwrap(),
+        base_layer: 0,
+        index: range.index(),
+        length: range.length(),
+        proof_layers: range.proof_layers(),
+    };
+    let shard = market.world.machine(node).unwrap();
+    assert_eq!(shard.leaf_answer(id, request), Some(true), "the sidecar is there");
+    assert!(market.world.rot(node, &state_dir, &path, 32 * 9, 0xff));
+    market.world.run_for(Duration::from_secs(1));
+    let shard = market.world.machine(node).unwrap();
+    assert_eq!(shard.leaf_answer(id, request), Some(true));
+    market.world.run_for(Duration::from_secs(5));
+    let again = market.world.file_content(node, &state_dir, &path).unwrap();
+    assert!(again == sidecar, "a rotten leaf is made again from the data");
+}

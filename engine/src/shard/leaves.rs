@@ -1,0 +1,273 @@
+//! Leaf sidecars: SHA-256 of every 16 KiB of a listing, for those who must find one bad block.
+//!
+//! Verified leaves gather in memory and are written with the data's next batch, 32 bytes each, files
+//! in order. They prove themselves: what is read leads to the piece layer or is thrown away, and is
+//! then made again from the data. So nothing here needs a sync or a record.
+
+use std::io;
+
+use ringseed_core::geometry::{BLOCK_LEN, PieceIndex};
+use ringseed_core::merkle::{HashRange, UpperTree};
+use ringseed_core::wire::HashRequest;
+use ringseed_sys::arena::{EXTENT_LEN_BYTES, ExtentMut};
+
+use super::listing::Active;
+use super::peer::{Conn, ConnId};
+use super::{Flight, Shard};
+use crate::api::ListingId;
+use crate::io::{Done, FileId, Op, OpenMode, ReadPath};
+use crate::store::journal::ListingKey;
+use crate::store::{RunSet, leaves_path, metainfo_path};
+
+/// Length of a leaf in the sidecar, in bytes.
+const LEAF_LEN: usize = 32;
+/// Leaf reads in flight at most; further requests are rejected and may be asked again.
+const READS_MAX: usize = 16;
+
+/// A tree that answers hash requests, and where its file's leaves begin in the sidecar.
+#[derive(Debug)]
+pub(super) struct ServedTree {
+    pub tree: UpperTree,
+    pub file: u32,
+}
+
+/// Leaves on their way from the sidecar to a peer.
+#[derive(Debug)]
+pub(super) struct LeafRead {
+    conn: ConnId,
+    listing: ListingId,
+    request: HashRequest,
+    /// Leaves of the file that the answer needs: first and how many.
+    first: u64,
+    count: usize,
+    offset_bytes: u64,
+    file: Option<FileId>,
+}
+
+impl Shard {
+    /// Keeps the leaves of a verified piece; they are written with the next batch.
+    pub(super) fn keep_leaves(
+        &mut self,
+        listing: ListingId,
+        piece: PieceIndex,
+        leaves: &[[u8; 32]],
+    ) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some((file, in_file)) = active.geometry().and_then(|all| all.piece_in_file(piece))
+        else {
+            return;
+        };
+        let Some(geometry) = active.geometry() else { return };
+        let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
+        let at = active.leaf_base(file.get()) + u64::from(in_file) * per_piece;
+        active.new_leaves.insert(at, leaves.to_vec());
+    }
+
+    /// Writes what has gathered, neighbours together.
+    pub(super) fn flush_leaves(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let ListingKey::V2(hash) = active.key else { return };
+        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (at, leaves) in std::mem::take(&mut active.new_leaves) {
+            let offset_bytes = at * LEAF_LEN as u64;
+            let bytes = leaves.as_flattened();
+            match writes.last_mut() {
+                Some((begin, before)) if *begin + before.len() as u64 == offset_bytes => {
+                    before.extend_from_slice(bytes);
+                }
+                _ => writes.push((offset_bytes, bytes.to_vec())),
+            }
+        }
+        if !writes.is_empty() {
+            self.write_state_file(leaves_path(&hash), writes, false);
+        }
+    }
+
+    /// Answers a request for hashes below the piece layer, from the sidecar. False: reject it.
+    pub(super) fn read_leaves(
+        &mut self,
+        conn: ConnId,
+        listing: ListingId,
+        request: HashRequest,
+    ) -> bool {
+        let in_flight = self.leaf_reads;
+        let Some(active) = self.active.get_mut(&listing) else { return false };
+        let ListingKey::V2(hash) = active.key else { return false };
+        let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return false };
+        let Some(range) = range_of(&served.tree, request) else { return false };
+        // Asked without leaves, the tree says which it needs.
+        let mut needed = None;
+        served.tree.answer(range, |first, count| {
+            needed = Some((first, count));
+            None
+        });
+        let Some((first, count)) = needed else { return false };
+        if count * LEAF_LEN > EXTENT_LEN_BYTES || in_flight >= READS_MAX {
+            return false;
+        }
+        let offset_bytes = (active.leaf_base(served.file) + first) * LEAF_LEN as u64;
+        let read = LeafRead { conn, listing, request, first, count, offset_bytes, file: None };
+        self.leaf_reads += 1;
+        let id = self.flights.insert(Flight::Leaves(read));
+        let (root, path) = (self.state.dir().clone(), leaves_path(&hash));
+        self.out.push_back(Op::Open { id, root, path, mode: OpenMode::Read, direct: false });
+        true
+    }
+
+    /// A step of a leaf read has ended: the next one.
+    pub(super) fn leaf_step(&mut self, mut read: LeafRead, done: Done) {
+        match done {
+            Done::Opened(Ok((file, _))) => {
+                read.file = Some(file);
+                let Some(buf) = self.take_extent() else {
+                    self.counters.arena_waits.add(1);
+                    return self.end_leaf_read(read, None);
+                };
+                let (offset_bytes, len) = (read.offset_bytes, read.count * LEAF_LEN);
+                let id = self.flights.insert(Flight::Leaves(read));
+                self.out.push_back(Op::Read { id, file, offset_bytes, buf, start: 0, len });
+            }
+            Done::Opened(Err(_)) => self.end_leaf_read(read, None),
+            Done::Read(result, buf) => {
+                let leaves = leaves_in(result, &buf, read.count);
+                drop(buf);
+                self.end_leaf_read(read, leaves);
+            }
+            other => panic!("{other:?} answers a read of leaves"),
+        }
+    }
+
+    fn end_leaf_read(&mut self, read: LeafRead, leaves: Option<Vec<[u8; 32]>>) {
+        self.leaf_reads -= 1;
+        if let Some(file) = read.file {
+            self.out.push_back(Op::CloseFile { file });
+        }
+        let LeafRead { conn, listing, request, first, .. } = read;
+        let answer = self.active.get(&listing).and_then(|active| {
+            let tree = &active.metadata.trees.get(&request.pieces_root)?.tree;
+            let range = range_of(tree, request)?;
+            let leaves = leaves?;
+            let hashes = tree.answer(range, |from, count| {
+                let at = usize::try_from(from.checked_sub(first)?).ok()?;
+                leaves.get(at..at + count).map(<[_]>::to_vec)
+            })?;
+            // A sidecar may be torn or from other data: only what leads to the tree is given out.
+            let (layer, index) = range.anchor();
+            let anchor = *tree.node(layer, index)?;
+            range.check(tree.shape(), &hashes, &anchor).is_ok().then_some(hashes)
+        });
+        if answer.is_none() {
+            self.remake_leaves(&read_range(&read), listing);
+        }
+        let Some(channel) = self.conns.get_mut(&conn).and_then(Conn::channel_mut) else { return };
+        match answer {
+            Some(hashes) => channel.send_hashes(request, &hashes),
+            None => channel.send_hash_reject(request),
+        }
+        self.touched.insert(conn);
+    }
+
+    /// Hashes the pieces again whose leaves are lost; the peer may ask again.
+    fn remake_leaves(&mut self, range: &(HashRequest, u64, usize), listing: ListingId) {
+        let &(request, first, count) = range;
+        let Some(active) = self.active.get(&listing) else { return };
+        let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return };
+        let Some(geometry) = active.geometry() else { return };
+        let Ok(file) = geometry.file(served.file) else { return };
+        let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
+        let last = (first + count as u64).saturating_sub(1) / per_piece;
+        let pieces: RunSet = geometry
+            .pieces_of_file(file)
+            .enumerate()
+            .filter(|(at, piece)| {
+                (first / per_piece..=last).contains(&(*at as u64)) && active.stored.get(*piece)
+            })
+            .map(|(_, piece)| piece.get())
+            .collect();
+        if !pieces.is_empty() {
+            self.queue_check(listing, pieces);
+        }
+    }
+
+    /// Removes what the state folder holds of a listing that is gone.
+    pub(super) fn remove_state_files(&mut self, key: ListingKey) {
+        let ListingKey::V2(hash) = key else { return };
+        for path in [metainfo_path(&hash), leaves_path(&hash)] {
+            let id = self.flights.insert(Flight::RemoveState);
+            self.out.push_back(Op::RemoveTree { id, root: self.state.dir().clone(), path });
+        }
+    }
+
+    /// A piece that was had is hashed again. It is as it was, or it has rotted: then it is not had
+    /// any more.
+    pub(super) fn had_piece_checked(
+        &mut self,
+        listing: ListingId,
+        piece: PieceIndex,
+        is_good: bool,
+        leaves: &[[u8; 32]],
+    ) {
+        if is_good {
+            self.keep_leaves(listing, piece, leaves);
+            self.flush_leaves(listing);
+            return;
+        }
+        tracing::error!(listing = listing.0, piece = piece.get(), "a stored piece has rotted");
+        self.lose_pieces(listing, &std::iter::once(piece.get()).collect());
+    }
+}
+
+fn read_range(read: &LeafRead) -> (HashRequest, u64, usize) {
+    (read.request, read.first, read.count)
+}
+
+fn range_of(tree: &UpperTree, request: HashRequest) -> Option<HashRange> {
+    let HashRequest { base_layer, index, length, proof_layers, .. } = request;
+    HashRange::new(tree.shape(), base_layer, index, length, proof_layers).ok()
+}
+
+fn leaves_in(
+    result: io::Result<(usize, ReadPath)>,
+    buf: &ExtentMut,
+    count: usize,
+) -> Option<Vec<[u8; 32]>> {
+    let (len, _) = result.ok()?;
+    let (leaves, _) = buf.get(..len)?.as_chunks::<LEAF_LEN>();
+    (leaves.len() == count).then(|| leaves.to_vec())
+}
+
+impl Active {
+    /// Number of the first leaf of a file in the sidecar.
+    pub fn leaf_base(&self, file: u32) -> u64 {
+        self.leaf_bases.get(file as usize).copied().unwrap_or(0)
+    }
+}
+
+/// Number of the first leaf of every file, pads counted as nothing.
+pub(super) fn leaf_bases(geometry: &ringseed_core::geometry::Geometry) -> Vec<u64> {
+    if !geometry.kind().has_v2() {
+        return Vec::new();
+    }
+    let mut next = 0;
+    let begin_of = |file| {
+        let begin = next;
+        if !geometry.is_pad(file) {
+            next += geometry.file_len(file).div_ceil(u64::from(BLOCK_LEN));
+        }
+        begin
+    };
+    geometry.files().map(begin_of).collect()
+}
+
+/// An extent holds the leaves that one answer may need.
+const _: () = assert!(ringseed_core::merkle::SERVED_MAX as usize * LEAF_LEN <= EXTENT_LEN_BYTES);
+
+#[cfg(test)]
+impl Shard {
+    /// Asks as a peer would; whether the sidecar was asked. The answer goes to nobody.
+    pub fn leaf_answer(&mut self, listing: ListingId, request: HashRequest) -> Option<bool> {
+        self.serve_hashes(ConnId(u64::MAX), listing, request);
+        let asked = self.read_leaves(ConnId(u64::MAX), listing, request);
+        Some(asked)
+    }
+}
