@@ -4,6 +4,7 @@
 //! checks what came out before it counts how fast it came.
 #![forbid(unsafe_code)]
 
+mod abci;
 mod hash;
 mod machine;
 mod report;
@@ -28,12 +29,15 @@ struct Cli {
 enum Workload {
     /// SHA-1 and SHA-256 in memory: kernels, lengths, batches, cores, and other libraries.
     Hash(hash::Options),
+    /// The socket of a CometBFT daemon: latency, big blocks, checks, blocks per second.
+    Abci(abci::Options),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let report = match &cli.workload {
         Workload::Hash(options) => hash::run(options),
+        Workload::Abci(options) => abci::run(options),
     };
     print!("{}", report.to_text());
     if let Some(path) = &cli.json
