@@ -126,7 +126,8 @@ impl Market {
         node.process = Some(Process::start(&node.name, &args, &log)?);
         let dirs = self.nodes.iter().map(|node| (node.name.clone(), node.dir.clone())).collect();
         // Only `status` without --dir suffers when there is no place for it.
-        self.registered = Entry::write(&Running { root: self.root.clone(), dirs }).ok();
+        let entry = self.registered.get_or_insert_with(Entry::new);
+        let _ = entry.announce(&Running { root: self.root.clone(), dirs });
         Ok(())
     }
 

@@ -48,17 +48,26 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// A place in the registry for this process; nothing is announced yet.
+    pub fn new() -> Entry {
+        Entry { path: folder().join(format!("{}.json", std::process::id())) }
+    }
+
     /// Announces `running`, or changes what was announced.
     ///
     /// # Errors
     /// I/O errors.
-    pub fn write(running: &Running) -> Result<Entry> {
-        let folder = folder();
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
-        let path = folder.join(format!("{}.json", std::process::id()));
+    pub fn announce(&self, running: &Running) -> Result<()> {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
         let text = json!({"version": 1, "root": running.root, "dirs": running.dirs}).to_string();
-        write_private(&path, text.as_bytes())?;
-        Ok(Entry { path })
+        write_private(&self.path, text.as_bytes())
+    }
+}
+
+impl Default for Entry {
+    fn default() -> Entry {
+        Entry::new()
     }
 }
 
@@ -147,6 +156,21 @@ mod tests {
         assert!(base.join("up-2").exists() && base.join("mine").exists());
         assert!(base.join("up-3").exists(), "without our lock file it is not ours");
         std::fs::remove_dir_all(base).unwrap();
+    }
+
+    /// Each datatrust that `up` started made a new entry, and dropping the one before removed the file
+    /// that both stood for: `status` found no market.
+    #[test]
+    fn announcing_again_keeps_the_entry() {
+        let path = std::env::temp_dir().join(format!("rs-entry-{}.json", std::process::id()));
+        let entry = Entry { path: path.clone() };
+        for dirs in [vec![], vec![("t1".to_owned(), PathBuf::from("/r/t1"))]] {
+            let running = Running { root: PathBuf::from("/r"), dirs };
+            entry.announce(&running).unwrap();
+            assert_eq!(parse(&std::fs::read_to_string(&path).unwrap()), Some(running));
+        }
+        drop(entry);
+        assert!(!path.exists());
     }
 
     #[test]
