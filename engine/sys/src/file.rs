@@ -46,6 +46,8 @@ pub struct DioAlign {
 pub struct DataFile {
     buffered: OwnedFd,
     direct: Option<Direct>,
+    /// Read from the device even what the page cache holds.
+    past_cache: bool,
 }
 
 #[derive(Debug)]
@@ -96,7 +98,7 @@ impl DataFile {
         let options = FileOptions { write, ..FileOptions::default() };
         let (buffered, created) = root.open_or_create(rel, options)?;
         let found = dir::metadata_of_fd(buffered.as_fd())?;
-        let mut file = DataFile { buffered, direct: None };
+        let mut file = DataFile { buffered, direct: None, past_cache: false };
         if direct && let Some(align) = dio_align(file.buffered.as_fd())? {
             file.direct = open_direct(root, rel, options, align, found.identity)?;
         }
@@ -106,6 +108,12 @@ impl DataFile {
             let _ = rustix::fs::fadvise(&file.buffered, 0, None, Advice::Random);
         }
         Ok(OpenedFile { file, len_bytes: found.len_bytes, created })
+    }
+
+    /// Makes aligned reads go to the device even where the page cache holds the range: to see what
+    /// the device has, or to measure it.
+    pub fn past_cache(self) -> DataFile {
+        DataFile { past_cache: true, ..self }
     }
 
     /// True when aligned transfers by-pass the page cache.
@@ -271,7 +279,7 @@ impl DataFile {
             };
             return Ok((plan, path));
         }
-        if self.is_resident(offset_bytes, len) {
+        if !self.past_cache && self.is_resident(offset_bytes, len) {
             return Ok((Plan::whole(whole), ReadPath::PageCache));
         }
         Ok((plan, ReadPath::Direct))
@@ -300,7 +308,7 @@ impl DataFile {
 
     /// True when every page of the range is in the page cache. False when the kernel cannot tell:
     /// the read goes past the cache then, which is right if slower.
-    fn is_resident(&self, offset_bytes: u64, len: usize) -> bool {
+    pub fn is_resident(&self, offset_bytes: u64, len: usize) -> bool {
         len > 0
             && cachestat(self.buffered.as_fd(), offset_bytes, len as u64).is_ok_and(
                 |cached_pages| {

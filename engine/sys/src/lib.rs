@@ -1,6 +1,7 @@
 //! What touches the machine. All unsafe code of ringseed lives in this crate.
 pub mod arena;
 pub mod buf;
+pub mod checked_map;
 pub mod dir;
 pub mod direct;
 pub mod file;

@@ -1,6 +1,7 @@
 //! What this machine allows: asked once at start, told to the operator in words.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::dir::DirHandle;
@@ -187,6 +188,23 @@ pub fn folder(path: &Path) -> io::Result<FolderFacts> {
     let align = dio_align(file.as_fd());
     dir.remove_file(Path::new(&name))?;
     Ok(FolderFacts { fs: fs_kind(&dir)?, dio_align: align?, space: dir.space()? })
+}
+
+/// Whether the device that holds an open file has to move heads. `None` where the kernel does not
+/// know: file systems over several devices, and virtual disks, whose flag is set for want of anything
+/// better.
+pub fn is_rotational(file: BorrowedFd<'_>) -> Option<bool> {
+    let device = rustix::fs::fstat(file).ok()?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let block = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    // A partition has no queue of its own; its disk's is one folder up.
+    let disk = if block.join("queue").is_dir() { block.as_path() } else { block.parent()? };
+    let driver = std::fs::read_link(disk.join("device/driver")).unwrap_or_default();
+    if driver.file_name().is_some_and(|name| name == "virtio_blk") {
+        return None;
+    }
+    let flag = std::fs::read_to_string(disk.join("queue/rotational")).ok()?;
+    Some(flag.trim() == "1")
 }
 
 fn fs_kind(dir: &DirHandle) -> io::Result<FsKind> {
