@@ -137,6 +137,7 @@ impl Engine {
     /// [`EngineError::Exists`] for an info hash that is there already, [`EngineError::Refused`] over
     /// the size cap, [`EngineError::Io`] when the place cannot be opened, [`EngineError::Stopped`].
     pub fn add(&self, add: AddListing) -> Result<ListingId, EngineError> {
+        let asked_by_hash = matches!(add.identity, Identity::V2(_));
         let identity = self.inner.with_known_metainfo(add.identity)?;
         if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) =
             (&identity, add.size_max_bytes)
@@ -155,6 +156,7 @@ impl Engine {
         let new = NewListing {
             id: ListingId(self.inner.next_id.fetch_add(1, Ordering::Relaxed)),
             identity,
+            asked_by_hash,
             place: add.place,
             root: Arc::new(root),
             is_fresh,

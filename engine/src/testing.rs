@@ -98,6 +98,7 @@ impl SimMarket {
             Place::Owned(_) => Place::Owned(folder.clone()),
             Place::InPlace(_) => Place::InPlace(folder.clone()),
         };
+        let asked_by_hash = matches!(add.identity, Identity::V2(_));
         let identity = match add.identity {
             Identity::V2(hash) => {
                 let path = crate::store::metainfo_path(&hash);
@@ -125,6 +126,7 @@ impl SimMarket {
         let new = NewListing {
             id,
             identity,
+            asked_by_hash,
             place,
             root: Arc::new(root),
             is_fresh,

@@ -3,7 +3,7 @@
 //! A few extents are read ahead and hashed in order, so that a piece of any length needs the memory of
 //! those few extents only.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::io;
 
 use ringseed_core::geometry::{BLOCK_LEN, ExtentIndex, PieceIndex};
@@ -27,9 +27,9 @@ pub(super) struct Check {
     /// Pieces to check, those in `extents` included.
     pieces: RunSet,
     /// Extents to read, the next one first.
-    queue: std::collections::VecDeque<ExtentIndex>,
-    /// Read or being read, in the order of the torrent.
-    extents: BTreeMap<u32, Option<ReadExtent>>,
+    queue: VecDeque<ExtentIndex>,
+    /// Read or being read, in the order they were queued: all extents of a piece one behind the other.
+    extents: VecDeque<(ExtentIndex, Option<ReadExtent>)>,
     /// The piece that the last extent ended in the middle of.
     partial: Option<PartialPiece>,
     /// Pieces that failed.
@@ -90,9 +90,6 @@ impl Shard {
                 return;
             }
             let Some(&extent) = check.queue.front() else { return };
-            if check.extents.contains_key(&extent.get()) {
-                return; // it was queued twice and the first read is not through
-            }
             let Some(buf) = self.take_extent() else {
                 self.counters.arena_waits.add(1);
                 self.checks_waiting.insert(listing);
@@ -101,7 +98,7 @@ impl Shard {
             let check = self.active.get_mut(&listing).and_then(|active| active.check.as_mut());
             let check = check.expect("looked up above");
             check.queue.pop_front();
-            check.extents.insert(extent.get(), None);
+            check.extents.push_back((extent, None));
             self.read_extent(listing, &geometry, extent, RunSet::default(), Class::Check, buf);
         }
     }
@@ -123,15 +120,16 @@ impl Shard {
     ) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(check) = &mut active.check else { return };
-        let Some(slot) = check.extents.get_mut(&extent.get()) else { return };
+        let is_it =
+            |(of, read): &&mut (ExtentIndex, Option<ReadExtent>)| *of == extent && read.is_none();
+        let Some((_, slot)) = check.extents.iter_mut().find(is_it) else { return };
         *slot = Some(ReadExtent { bytes, holes });
         // Strictly in order: a piece goes through one hash state.
         while let Some(active) = self.active.get_mut(&listing)
             && let Some(check) = &mut active.check
-            && let Some(entry) = check.extents.first_entry()
-            && entry.get().is_some()
+            && let Some((_, Some(_))) = check.extents.front()
         {
-            if let (extent, Some(read)) = entry.remove_entry() {
+            if let Some((extent, Some(read))) = check.extents.pop_front() {
                 self.check_extent(listing, extent, read);
             }
         }
@@ -148,10 +146,9 @@ impl Shard {
         }
     }
 
-    fn check_extent(&mut self, listing: ListingId, extent: u32, read: ReadExtent) {
+    fn check_extent(&mut self, listing: ListingId, extent: ExtentIndex, read: ReadExtent) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
-        let Ok(extent) = geometry.extent(extent) else { return };
         let (has_v2, has_v1) = (active.has_v2(), active.checks_v1());
         let begin = geometry.extent_offset(extent);
         let mut verdicts = Vec::new();

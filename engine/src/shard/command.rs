@@ -19,6 +19,9 @@ pub struct NewListing {
     pub id: ListingId,
     /// What is known; the metainfo when the state folder had it.
     pub identity: Identity,
+    /// The caller knew only the hash: it is told when the metainfo is known, also when a former run
+    /// had fetched it.
+    pub asked_by_hash: bool,
     /// Where it lies.
     pub place: Place,
     /// The opened folder of `place`.

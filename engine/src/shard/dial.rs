@@ -38,6 +38,11 @@ struct Target {
 }
 
 impl Dialer {
+    /// How many addresses there are.
+    pub fn target_count(&self) -> usize {
+        self.targets.len()
+    }
+
     /// A handshake came over a connection: who is where.
     pub fn connected(&mut self, addr: SocketAddr, is_dialled: bool, peer_id: PeerId) {
         if let Some(target) = self.targets.get_mut(&addr).filter(|_| is_dialled) {
@@ -86,7 +91,7 @@ impl Shard {
         let mut due = Vec::new();
         for (&addr, target) in &mut active.dialer.targets {
             let is_known =
-                |peer_id: PeerId| ids.contains(&peer_id) || self.banned.contains(&peer_id);
+                |peer_id: PeerId| ids.contains(&peer_id) || self.banned.contains_key(&peer_id);
             if target.is_dialling || target.peer_id.is_some_and(is_known) {
                 continue; // looked at again when that connection ends
             }

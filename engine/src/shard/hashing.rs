@@ -13,7 +13,7 @@ use ringseed_core::wire::PeerId;
 use ringseed_sys::hash;
 
 use super::Shard;
-use super::listing::Active;
+use super::listing::{Active, Stage};
 use crate::api::{ListingError, ListingId};
 
 /// Blocks put through SHA-256 in one call at most: 4 MiB, a few hundred microseconds.
@@ -79,6 +79,9 @@ impl Shard {
         // A piece of which parts are on disk only is judged there.
         let mut stuck = Vec::new();
         waiting.retain(|&(listing, piece)| {
+            if self.active.get(&listing).is_none_or(|active| active.have.get(piece)) {
+                return false; // gone, or verified by other means
+            }
             let is_spilled = self.is_partly_spilled(listing, piece);
             if is_spilled && !self.spill_rest(listing, piece) {
                 stuck.push((listing, piece));
@@ -191,6 +194,9 @@ impl Shard {
         }
         for (listing, piece) in batch {
             let Some(active) = self.active.get(&listing) else { continue };
+            if matches!(active.stage, Stage::Failed(_)) {
+                continue; // by an earlier piece of this batch
+            }
             let geometry = active.geometry().expect("a piece has a layout");
             let leaves: Vec<[u8; 32]> = active
                 .assembler

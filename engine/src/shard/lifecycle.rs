@@ -73,6 +73,9 @@ impl Shard {
             self.wire_ids.entry(wire_id).or_insert(id);
         }
         let has_metainfo = active.metainfo.is_some();
+        if has_metainfo && new.asked_by_hash {
+            self.tell(Event::MetadataReady { id });
+        }
         self.active.insert(id, active);
         self.count_listings();
         if has_metainfo {
@@ -266,7 +269,11 @@ impl Shard {
         }
         let Some(active) = self.active.remove(&listing) else { return };
         self.filling -= active.assembler.held_len();
-        self.wire_ids.retain(|_, id| *id != listing);
+        for wire_id in &active.wire_ids {
+            if self.wire_ids.get(wire_id) == Some(&listing) {
+                self.wire_ids.remove(wire_id);
+            }
+        }
         self.keys.remove(&active.key);
         self.remove_state_files(active.key);
         self.count_listings();

@@ -146,7 +146,7 @@ pub struct Shard {
     /// Connections that something happened to in this turn.
     touched: BTreeSet<ConnId>,
     strikes: BTreeMap<PeerId, u32>,
-    banned: BTreeSet<PeerId>,
+    banned: BTreeMap<PeerId, ()>,
     burden: Burden,
     plan: ReceivePlan,
     gather: GatherList,
@@ -208,7 +208,7 @@ impl Shard {
             next_conn: 0,
             touched: BTreeSet::new(),
             strikes: BTreeMap::new(),
-            banned: BTreeSet::new(),
+            banned: BTreeMap::new(),
             burden: Burden::new(),
             plan: ReceivePlan::default(),
             gather: GatherList::default(),

@@ -1,6 +1,6 @@
 //! One connection: its link, what is in flight on its socket, whom it talks to.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -12,6 +12,7 @@ use ringseed_core::wire::{
 };
 use ringseed_sys::arena::Extent;
 
+use super::listing::Stage;
 use super::timers::Timer;
 use super::{Flight, Shard};
 use crate::api::ListingId;
@@ -24,6 +25,9 @@ pub struct ConnId(pub u64);
 
 /// Our protocol errors that a peer may make before its id is refused for good.
 const STRIKES_MAX: u32 = 3;
+
+/// Peer ids remembered for what they did, at most.
+const PEERS_REMEMBERED_MAX: usize = 4096;
 
 /// One connection.
 #[derive(Debug)]
@@ -92,6 +96,13 @@ impl Conn {
             return None;
         }
         self.link.channel_mut(ChannelId::STOCK)
+    }
+}
+
+/// Keeps a table of peer ids bounded: whoever makes up ids by the thousand only makes us forget.
+fn bound_len<T>(peers: &mut BTreeMap<PeerId, T>) {
+    if peers.len() >= PEERS_REMEMBERED_MAX {
+        peers.pop_first();
     }
 }
 
@@ -210,6 +221,7 @@ impl Shard {
             && error.blame() == Blame::Peer
             && let Some(peer_id) = conn.peer_id
         {
+            bound_len(&mut self.strikes);
             let strikes = self.strikes.entry(peer_id).or_insert(0);
             *strikes += 1;
             if *strikes >= STRIKES_MAX {
@@ -220,7 +232,8 @@ impl Shard {
 
     /// Refuses a peer id from now on, and says so once.
     pub(super) fn ban(&mut self, peer_id: PeerId, addr: SocketAddr, reason: String) {
-        if self.banned.insert(peer_id) {
+        bound_len(&mut self.banned);
+        if self.banned.insert(peer_id, ()).is_none() {
             tracing::warn!(%addr, reason, "peer banned");
             self.tell(crate::api::Event::PeerBanned { addr, peer_id: peer_id.0, reason });
         }
@@ -244,7 +257,7 @@ impl Shard {
 
     fn handle_handshake(&mut self, id: ConnId, handshake: Handshake) {
         let Handshake { wire_id, peer_id, .. } = handshake;
-        if self.banned.contains(&peer_id) {
+        if self.banned.contains_key(&peer_id) {
             self.close_conn(id, CloseReason::BadData);
             return;
         }
@@ -264,7 +277,8 @@ impl Shard {
         if self.resolve_duplicate(id, listing, peer_id) {
             return;
         }
-        let Some(active) = self.active.get_mut(&listing) else {
+        let is_alive = |active: &&mut super::Active| !matches!(active.stage, Stage::Failed(_));
+        let Some(active) = self.active.get_mut(&listing).filter(is_alive) else {
             self.close_conn(id, CloseReason::UnknownTorrent);
             return;
         };

@@ -348,11 +348,17 @@ impl Shard {
         active.have = Bitfield::new(active.have.piece_count());
         active.have_bytes = 0;
         active.check = None;
+        // What was being filled goes home; a part that is lent does so when its receive ends.
+        self.filling -= active.assembler.held_len();
+        active.assembler = super::fill::Assembler::default();
+        active.unannounced.clear();
         let conns: Vec<_> = active.conns.iter().copied().collect();
         for id in conns {
             self.close_conn(id, super::peer::CloseReason::Gone);
         }
+        self.stop_swarm(listing);
         self.hashing.forget(listing);
+        self.cache.forget(listing);
         self.tell(Event::Failed { id: listing, error });
     }
 }
