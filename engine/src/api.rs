@@ -65,8 +65,8 @@ pub struct AddListing {
     pub size_max_bytes: Option<u64>,
     /// Addresses to fetch from. Dialled with back-off as long as something is missing.
     pub peers: Vec<SocketAddr>,
-    /// Serve only connections that this engine or the other side made on purpose: never advertised
-    /// beyond the given peers.
+    /// A listing of a market, for its members alone. Says so for the day when peers can be found by
+    /// other means; the engine asks no tracker, DHT or peer exchange, so it changes nothing now.
     pub private_to_market: bool,
 }
 

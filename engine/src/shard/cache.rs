@@ -94,6 +94,7 @@ impl Cache {
     }
 
     /// Whether the extent is here with that piece; not counted as a use.
+    #[cfg(test)]
     pub fn contains(&self, key: ExtentKey, piece: u32) -> bool {
         let mut entries = self.entries.range((key, 0)..=(key, u64::MAX));
         entries.any(|(_, entry)| entry.pieces.contains(piece))

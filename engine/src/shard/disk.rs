@@ -250,10 +250,10 @@ impl Shard {
     }
 
     fn close_file(&mut self, key: FileKey) {
-        if let Some(file) = self.disk.files.remove(&key) {
-            if let FileState::Ready(id) | FileState::Sizing(id) = file.state {
-                self.out.push_back(Op::CloseFile { file: id });
-            }
+        if let Some(file) = self.disk.files.remove(&key)
+            && let FileState::Ready(id) | FileState::Sizing(id) = file.state
+        {
+            self.out.push_back(Op::CloseFile { file: id });
         }
     }
 

@@ -33,8 +33,11 @@ pub(super) struct Hashing {
 /// Blocks of pieces that did not verify: position in the piece, digest, sender.
 #[derive(Debug, Default)]
 pub(super) struct Suspicions {
-    by_piece: BTreeMap<u32, Vec<Vec<(u32, [u8; 32], PeerId)>>>,
+    by_piece: BTreeMap<u32, Vec<Vec<BlockDigest>>>,
 }
+
+/// Position in the piece, SHA-256, sender.
+type BlockDigest = (u32, [u8; 32], PeerId);
 
 /// What hashing says of a piece.
 enum Verdict {
@@ -255,7 +258,7 @@ impl Shard {
     }
 
     /// SHA-256 of every block of a piece that is here, with its sender.
-    fn block_digests(&self, listing: ListingId, piece: PieceIndex) -> Vec<(u32, [u8; 32], PeerId)> {
+    fn block_digests(&self, listing: ListingId, piece: PieceIndex) -> Vec<BlockDigest> {
         let Some(active) = self.active.get(&listing) else { return Vec::new() };
         let Some(geometry) = active.geometry() else { return Vec::new() };
         let of_block = |fill: &super::fill::FillBlock| {

@@ -1,6 +1,7 @@
 //! Fetching and serving what a torrent's identity promises: the info dict (BEP 9), piece layers and
 //! leaves (BEP 52).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -407,20 +408,21 @@ fn answer_hashes(active: &mut Active, request: HashRequest) -> Option<Vec<[u8; 3
     let metainfo = active.metainfo.clone()?;
     let info = metainfo.info();
     let HashRequest { pieces_root, base_layer, index, length, proof_layers } = request;
-    let trees = &mut active.metadata.trees;
-    if !trees.contains_key(&pieces_root) {
-        let mut files = (0..).zip(info.files());
-        let (at, file) = files.find(|(_, file)| file.pieces_root == Some(pieces_root))?;
-        let shape = TreeShape::of_file(file.len_bytes)?;
-        let nodes = match metainfo.layer(&pieces_root) {
-            Some(nodes) => nodes.to_vec(),
-            None => vec![pieces_root],
-        };
-        let base = info.piece_layer_number();
-        let tree = UpperTree::new(shape, base, &nodes, &pieces_root).ok()?;
-        trees.insert(pieces_root, ServedTree { tree, file: at });
-    }
-    let tree = &trees[&pieces_root].tree;
+    let tree = match active.metadata.trees.entry(pieces_root) {
+        Entry::Occupied(known) => &known.into_mut().tree,
+        Entry::Vacant(vacant) => {
+            let mut files = (0..).zip(info.files());
+            let (at, file) = files.find(|(_, file)| file.pieces_root == Some(pieces_root))?;
+            let shape = TreeShape::of_file(file.len_bytes)?;
+            let nodes = match metainfo.layer(&pieces_root) {
+                Some(nodes) => nodes.to_vec(),
+                None => vec![pieces_root],
+            };
+            let base = info.piece_layer_number();
+            let tree = UpperTree::new(shape, base, &nodes, &pieces_root).ok()?;
+            &vacant.insert(ServedTree { tree, file: at }).tree
+        }
+    };
     let range = HashRange::new(tree.shape(), base_layer, index, length, proof_layers).ok()?;
     tree.answer(range, |_, _| None)
 }

@@ -7,8 +7,10 @@
 //! the same.
 //!
 //! - `peer`, `receive`, `serve`: connections, bytes in, bytes out.
-//! - `requests`, `fill`, `hashing`, `writing`, `disk`, `commit`: a block from request to journal.
-//! - `listing`, `lifecycle`, `check`, `metadata`, `dial`: a listing from its hash to its removal.
+//! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
+//!   journal.
+//! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `dial`: a listing from its hash to its
+//!   removal.
 
 mod bucket;
 mod cache;

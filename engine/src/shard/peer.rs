@@ -1,9 +1,9 @@
 //! One connection: its link, what is in flight on its socket, whom it talks to.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
+use std::{fmt, io};
 
 use ringseed_core::geometry::{BlockRef, ExtentIndex};
 use ringseed_core::wire::{
@@ -65,7 +65,7 @@ pub(super) enum Receiving {
     /// Waiting without a buffer.
     Polling,
     /// A receive is in flight.
-    Receiving,
+    InFlight,
 }
 
 /// A block on its way out: in one extent, or across two.
@@ -125,6 +125,21 @@ pub(super) enum CloseReason {
     BadData,
     /// The listing is removed, or the engine stops.
     Gone,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Network(error) => write!(f, "{error}"),
+            CloseReason::Link(error) => write!(f, "{error}"),
+            CloseReason::Duplicate => f.write_str("connected to this peer already"),
+            CloseReason::UnknownTorrent => f.write_str("no such torrent here"),
+            CloseReason::Full => f.write_str("enough peers"),
+            CloseReason::Useless => f.write_str("both sides have everything"),
+            CloseReason::BadData => f.write_str("its data did not verify"),
+            CloseReason::Gone => f.write_str("the listing is gone or the engine stops"),
+        }
+    }
 }
 
 impl Shard {
@@ -205,7 +220,7 @@ impl Shard {
     /// Ends a connection: closes its socket, gives its requests back, dials again if that is sensible.
     pub(super) fn close_conn(&mut self, id: ConnId, reason: CloseReason) {
         let Some(conn) = self.conns.remove(&id) else { return };
-        tracing::debug!(conn = id.0, addr = %conn.addr, ?reason, "connection closed");
+        tracing::debug!(conn = id.0, addr = %conn.addr, %reason, "connection closed");
         self.out.push_back(Op::Close { sock: conn.sock });
         self.counters.peers.set(self.conns.len() as u64);
         self.touched.remove(&id);

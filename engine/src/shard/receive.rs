@@ -100,7 +100,7 @@ impl Shard {
                 }
             }
         }
-        conn.receiving = Receiving::Receiving;
+        conn.receiving = Receiving::InFlight;
         let flight = RecvFlight { conn: id, listing: conn.listing, extents };
         let sock = conn.sock;
         let flight = self.flights.insert(Flight::Recv(flight));

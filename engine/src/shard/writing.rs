@@ -298,16 +298,13 @@ impl Shard {
     /// The disk refused an operation: wait with this listing, seed on, try again.
     pub(super) fn disk_failed(&mut self, listing: ListingId, error: &io::Error) {
         let Some(active) = self.active.get_mut(&listing) else { return };
-        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(
-                rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR | rustix::io::Errno::ISDIR,
-            ) => {
-                let path = active.place.folder().display().to_string();
-                let error = ListingError::Path { path, reason: error.to_string() };
-                self.fail_listing(listing, error);
-                return;
-            }
-            _ => {}
+        use rustix::io::Errno;
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        if let Some(Errno::LOOP | Errno::NOTDIR | Errno::ISDIR) = errno {
+            let path = active.place.folder().display().to_string();
+            let error = ListingError::Path { path, reason: error.to_string() };
+            self.fail_listing(listing, error);
+            return;
         }
         if active.wait.is_some() {
             return;

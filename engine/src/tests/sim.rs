@@ -224,3 +224,26 @@ fn leaves_are_served_and_made_again_when_lost() {
     let again = market.world.file_content(node, &state_dir, &path).unwrap();
     assert!(again == sidecar, "a rotten leaf is made again from the data");
 }
+
+/// A complete listing that nobody asks for keeps nothing but its row; the first handshake wakes it.
+#[test]
+fn an_idle_listing_goes_cold_and_the_first_handshake_wakes_it() {
+    let scene = scene(Kind::Hybrid, 64 << 10);
+    let (mut market, origin, leech) = scene.market(SimConfig::new(2));
+    let first = scene.fetch(&mut market, leech, &[origin]);
+    assert!(market.run_until_complete(leech, first, LIMIT));
+    market.world.run_for(Duration::from_secs(90));
+    assert_eq!(market.status(leech, first).unwrap().state, ListingState::Cold);
+    assert_eq!(market.counters(leech).listings_active.get(), 0);
+    assert_eq!(market.counters(leech).peers.get(), 0);
+    // The origin is gone: a third node lives off the cold listing alone.
+    market.world.crash(origin, Crash::Process);
+    let third = market.add_node();
+    let id = scene.fetch(&mut market, third, &[leech]);
+    assert!(market.run_until_complete(third, id, LIMIT));
+    assert_whole(&scene, &market, third, "fetched from a cold listing");
+    let status = market.status(leech, first).unwrap();
+    let given: u64 = status.sources.iter().map(|source| source.verified_bytes).sum();
+    assert_eq!(given, status.total_bytes, "who gave what is kept while it is cold");
+    assert!(status.sent_bytes >= status.total_bytes);
+}
