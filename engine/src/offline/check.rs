@@ -1,18 +1,19 @@
-//! Comparing files with a torrent.
+//! Comparing files with torrents: one, or tens of thousands through the same lanes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringseed_core::metainfo::Metainfo;
-use ringseed_sys::dir::{DirHandle, FileOptions};
+use ringseed_core::geometry::{FileIndex, Geometry, PieceIndex};
+use ringseed_core::metainfo::{METAINFO_LEN_MAX, Metainfo};
+use ringseed_sys::dir::DirHandle;
 
-use super::{OfflineError, PieceDigests, Progress, Source, hash_all, read_full};
+use super::queue::{Absent, PieceDigests, Target, Targets};
+use super::read::{IoMode, OpenFile, ReadOptions};
+use super::{OfflineError, Progress, hash_all};
 
-/// Files that are held open at a time.
-const OPEN_FILES_MAX: usize = 64;
+/// Reasons that a report keeps: a dying disk has one for every sector.
+const UNREAD_MAX: usize = 100;
 
 /// What a piece on disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +24,21 @@ pub enum PieceState {
     Bad,
     /// Not there, or not all of it.
     Missing,
+    /// There, and cannot be read: see [`CheckReport::unread`].
+    Unreadable,
     /// As the v2 view says and not as the v1 view says: the torrent describes two payloads.
     ViewsDisagree,
+}
+
+/// A file that is there and could not be read where a piece needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The piece.
+    pub piece: u32,
+    /// The file, beneath the folder.
+    pub path: PathBuf,
+    /// What the system said.
+    pub why: String,
 }
 
 /// What a check has found.
@@ -35,6 +49,8 @@ pub struct CheckReport {
     /// Files that are not there, or shorter or longer than they should be, by their path beneath the
     /// folder.
     pub bad_files: Vec<PathBuf>,
+    /// Why pieces are [`PieceState::Unreadable`], at most a hundred of them.
+    pub unread: Vec<Unread>,
     /// Payload bytes in good pieces.
     pub good_bytes: u64,
     /// Payload bytes in all.
@@ -59,49 +75,238 @@ impl CheckReport {
 /// two. Nothing is written.
 ///
 /// # Errors
-/// [`OfflineError::Read`] when the folder cannot be opened or a file that is there cannot be read.
+/// [`OfflineError::Read`] when the folder cannot be opened. What is damaged is no error but in the
+/// report.
 pub fn check(
     metainfo: &Metainfo,
     data_dir: &Path,
     progress: Progress<'_>,
 ) -> Result<CheckReport, OfflineError> {
-    let root = DirHandle::open(data_dir)
-        .map_err(|source| OfflineError::Read { path: data_dir.into(), source })?;
-    let info = metainfo.info();
-    let geometry = info.geometry();
-    let mut bad_files = Vec::new();
-    for file in info.files().iter().filter(|file| !file.pad) {
-        match root.metadata(file.path.as_path()) {
-            Ok(found) if found.len_bytes == file.len_bytes => {}
-            _ => bad_files.push(file.path.as_path().to_path_buf()),
-        }
-    }
-    let reader = Reader { root: &root, metainfo, open: Mutex::default(), absent: Mutex::default() };
-    let mut pieces = vec![PieceState::Missing; geometry.piece_count() as usize];
-    let mut good_bytes = 0;
-    let mut disagreement: Option<(u32, [u8; 20])> = None;
-    hash_all(geometry, &reader, progress, &mut |piece, digests| {
-        let state =
-            digests.as_ref().map_or(PieceState::Missing, |digests| judge(metainfo, digests));
-        pieces[piece.get() as usize] = state;
-        match state {
-            PieceState::Good => good_bytes += crate::shard::payload_of(geometry, piece),
-            PieceState::ViewsDisagree => {
-                let sha1 = digests.and_then(|digests| digests.sha1).expect("v1 was compared");
-                if disagreement.is_none_or(|(first, _)| piece.get() < first) {
-                    disagreement = Some((piece.get(), sha1));
-                }
-            }
-            PieceState::Bad | PieceState::Missing => {}
-        }
-    })?;
-    let total_bytes = geometry.payload_len();
-    Ok(CheckReport { pieces, bad_files, good_bytes, total_bytes, disagreement })
+    check_with(metainfo, data_dir, &ReadOptions::default(), progress)
 }
 
-fn judge(metainfo: &Metainfo, digests: &PieceDigests) -> PieceState {
+/// As [`check`], read as `options` say.
+///
+/// # Errors
+/// As [`check`]; [`OfflineError::Stopped`].
+pub fn check_with(
+    metainfo: &Metainfo,
+    data_dir: &Path,
+    options: &ReadOptions,
+    progress: Progress<'_>,
+) -> Result<CheckReport, OfflineError> {
+    let root = open_root(data_dir)?;
+    let report = Mutex::new(None);
+    let keep = |_: &Metainfo, found: CheckReport| *lock(&report) = Some(found);
+    let one = One { metainfo, root: &root, report: &keep };
+    hash_all(&one, &root, metainfo.info().geometry().payload_len(), options, progress)?;
+    Ok(lock(&report).take().expect("a check that did not fail has a report"))
+}
+
+/// Checks as many torrents as there are `.torrent` files in `torrents`, whose data all lie in
+/// `data_dir`, through the same lanes. `report` gets each one's place in the list and what was found,
+/// in no particular order and from several threads; a file that is no torrent is one report and stops
+/// nobody.
+///
+/// # Errors
+/// [`OfflineError::Read`] when the folder cannot be opened; [`OfflineError::Stopped`].
+pub fn check_many(
+    torrents: &[PathBuf],
+    data_dir: &Path,
+    options: &ReadOptions,
+    report: &(dyn Fn(usize, Result<(&Metainfo, CheckReport), OfflineError>) + Sync),
+) -> Result<(), OfflineError> {
+    let root = open_root(data_dir)?;
+    let many = Many { torrents, root: &root, report };
+    // How much it is shows only on the way: that there are many is reason enough for every core.
+    let total_bytes = if torrents.len() > 1 { u64::MAX } else { 0 };
+    hash_all(&many, &root, total_bytes, options, &|_, _| {})
+}
+
+fn open_root(data_dir: &Path) -> Result<DirHandle, OfflineError> {
+    DirHandle::open(data_dir).map_err(|source| OfflineError::Read { path: data_dir.into(), source })
+}
+
+/// One torrent that is parsed already.
+struct One<'a> {
+    metainfo: &'a Metainfo,
+    root: &'a DirHandle,
+    report: &'a (dyn Fn(&Metainfo, CheckReport) + Sync),
+}
+
+impl<'a> Targets<'a> for One<'a> {
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn load(&self, _index: usize) -> Result<Option<Arc<dyn Target + 'a>>, OfflineError> {
+        Ok(Some(Arc::new(Checked::new(self.metainfo, self.root, self.report))))
+    }
+}
+
+/// Torrents that are read and parsed when their turn comes, so that memory does not grow with them.
+struct Many<'a> {
+    torrents: &'a [PathBuf],
+    root: &'a DirHandle,
+    report: &'a (dyn Fn(usize, Result<(&Metainfo, CheckReport), OfflineError>) + Sync),
+}
+
+impl<'a> Targets<'a> for Many<'a> {
+    fn count(&self) -> usize {
+        self.torrents.len()
+    }
+
+    fn load(&self, index: usize) -> Result<Option<Arc<dyn Target + 'a>>, OfflineError> {
+        let report = self.report;
+        match load_torrent(&self.torrents[index]) {
+            Ok(metainfo) => {
+                let done = move |metainfo: &Metainfo, found| report(index, Ok((metainfo, found)));
+                Ok(Some(Arc::new(Checked::new(metainfo, self.root, done))))
+            }
+            Err(error) => {
+                report(index, Err(error));
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Reads a `.torrent` file that has all that a check needs.
+fn load_torrent(path: &Path) -> Result<Metainfo, OfflineError> {
+    let read_error = |source| OfflineError::Read { path: path.into(), source };
+    if std::fs::metadata(path).map_err(read_error)?.len() > METAINFO_LEN_MAX as u64 {
+        return Err(read_error(io::ErrorKind::FileTooLarge.into()));
+    }
+    let bytes = std::fs::read(path).map_err(read_error)?;
+    let metainfo = Metainfo::parse(&bytes)
+        .map_err(|source| OfflineError::Torrent { path: path.into(), source })?;
+    let is_whole = metainfo.missing_layers().next().is_none();
+    is_whole.then_some(metainfo).ok_or_else(|| OfflineError::NoLayer { path: path.into() })
+}
+
+/// A torrent under check. `M` is a [`Metainfo`] or a reference to one.
+struct Checked<'a, M, F> {
+    metainfo: M,
+    root: &'a DirHandle,
+    found: Mutex<Findings>,
+    report: F,
+}
+
+struct Findings {
+    pieces: Vec<PieceState>,
+    /// Files seen to be as long as they should be.
+    is_whole: Vec<bool>,
+    unread: Vec<Unread>,
+    good_bytes: u64,
+    disagreement: Option<(u32, [u8; 20])>,
+}
+
+impl<'a, M, F> Checked<'a, M, F>
+where
+    M: std::borrow::Borrow<Metainfo>,
+    F: Fn(&Metainfo, CheckReport),
+{
+    fn new(metainfo: M, root: &'a DirHandle, report: F) -> Self {
+        let info = metainfo.borrow().info();
+        let found = Findings {
+            pieces: vec![PieceState::Missing; info.geometry().piece_count() as usize],
+            is_whole: vec![false; info.files().len()],
+            unread: Vec::new(),
+            good_bytes: 0,
+            disagreement: None,
+        };
+        Checked { metainfo, root, found: Mutex::new(found), report }
+    }
+
+    fn path(&self, file: FileIndex) -> &Path {
+        self.metainfo.borrow().info().files()[file.get() as usize].path.as_path()
+    }
+}
+
+impl<M, F> Target for Checked<'_, M, F>
+where
+    M: std::borrow::Borrow<Metainfo> + Send + Sync,
+    F: Fn(&Metainfo, CheckReport) + Send + Sync,
+{
+    fn geometry(&self) -> &Geometry {
+        self.metainfo.borrow().info().geometry()
+    }
+
+    fn open(&self, file: FileIndex, io: IoMode) -> io::Result<Option<OpenFile>> {
+        match OpenFile::open(self.root, self.path(file), io) {
+            Ok(open) => {
+                let is_whole = open.len_bytes == self.geometry().file_len(file);
+                lock(&self.found).is_whole[file.get() as usize] = is_whole;
+                Ok(Some(open))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn handle_piece(
+        &self,
+        piece: PieceIndex,
+        digests: Result<PieceDigests, Absent>,
+    ) -> Result<(), OfflineError> {
+        let raw = piece.get();
+        let (state, unread) = match &digests {
+            Ok(digests) => (judge(self.metainfo.borrow(), piece, digests), None),
+            Err(Absent::Missing) => (PieceState::Missing, None),
+            Err(Absent::Unreadable { file, error }) => {
+                let (path, why) = (self.path(*file).into(), error.to_string());
+                (PieceState::Unreadable, Some(Unread { piece: raw, path, why }))
+            }
+        };
+        let mut found = lock(&self.found);
+        found.pieces[raw as usize] = state;
+        match (state, digests) {
+            (PieceState::Good, _) => {
+                found.good_bytes += crate::shard::payload_of(self.geometry(), piece);
+            }
+            (PieceState::ViewsDisagree, Ok(PieceDigests { sha1: Some(sha1), .. })) => {
+                if found.disagreement.is_none_or(|(first, _)| raw < first) {
+                    found.disagreement = Some((raw, sha1));
+                }
+            }
+            _ => {}
+        }
+        if found.unread.len() < UNREAD_MAX {
+            found.unread.extend(unread);
+        }
+        Ok(())
+    }
+
+    fn handle_end(&self) -> Result<(), OfflineError> {
+        let metainfo = self.metainfo.borrow();
+        let mut found = lock(&self.found);
+        let mut bad_files = Vec::new();
+        for (file, is_whole) in metainfo.info().files().iter().zip(&found.is_whole) {
+            // Of empty files nothing is read; of no other is there a need to ask again.
+            let path = file.path.as_path();
+            let is_whole = *is_whole
+                || (file.len_bytes == 0
+                    && self.root.metadata(path).is_ok_and(|found| found.len_bytes == 0));
+            if !is_whole && !file.pad {
+                bad_files.push(path.to_path_buf());
+            }
+        }
+        let report = CheckReport {
+            pieces: std::mem::take(&mut found.pieces),
+            bad_files,
+            unread: std::mem::take(&mut found.unread),
+            good_bytes: found.good_bytes,
+            total_bytes: self.geometry().payload_len(),
+            disagreement: found.disagreement,
+        };
+        drop(found);
+        (self.report)(metainfo, report);
+        Ok(())
+    }
+}
+
+fn judge(metainfo: &Metainfo, piece: PieceIndex, digests: &PieceDigests) -> PieceState {
     let info = metainfo.info();
-    let piece = digests.piece;
     let is_good_v1 = digests.sha1.map(|sha1| info.v1_piece_hash(piece) == Some(&sha1));
     // A .torrent file without piece layers says nothing of the pieces of long files by v2.
     let expected = metainfo.v2_piece_hash(piece);
@@ -116,40 +321,6 @@ fn judge(metainfo: &Metainfo, digests: &PieceDigests) -> PieceState {
     }
 }
 
-struct Reader<'a> {
-    root: &'a DirHandle,
-    metainfo: &'a Metainfo,
-    open: Mutex<BTreeMap<u32, Arc<File>>>,
-    /// Files that are not there: asked for once.
-    absent: Mutex<BTreeSet<u32>>,
-}
-
-impl Source for Reader<'_> {
-    fn read(&self, file: u32, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, OfflineError> {
-        let path = self.metainfo.info().files()[file as usize].path.as_path();
-        if self.absent.lock().unwrap_or_else(PoisonError::into_inner).contains(&file) {
-            return Ok(false);
-        }
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = match open.get(&file) {
-            Some(handle) => handle.clone(),
-            None => match self.root.open_file(path, FileOptions::default()) {
-                Ok(handle) => {
-                    if open.len() >= OPEN_FILES_MAX {
-                        open.pop_first();
-                    }
-                    let handle = Arc::new(File::from(handle));
-                    open.insert(file, handle.clone());
-                    handle
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(file);
-                    return Ok(false);
-                }
-                Err(source) => return Err(OfflineError::Read { path: path.into(), source }),
-            },
-        };
-        drop(open);
-        read_full(&handle, path, offset_bytes, buf)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,16 +8,16 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringseed_core::geometry::{FileIndex, Kind};
+use ringseed_core::geometry::{FileIndex, Geometry, Kind, PieceIndex};
 use ringseed_core::metainfo::Metainfo;
-use ringseed_core::metainfo::create::{Builder, Layout};
+use ringseed_core::metainfo::create::{Builder, Layout, LayoutFile};
 use ringseed_sys::dir::{self, DirHandle, FileOptions};
+use rustix::fs::Mode;
 
+use super::queue::{Absent, PieceDigests, Target, Targets};
+use super::read::{IoMode, OpenFile, ReadOptions};
 use super::walk::{Found, Skipped, Unreadable, walk};
-use super::{OfflineError, Progress, Source, hash_all, read_full};
-
-/// Files that are held open at a time.
-const OPEN_FILES_MAX: usize = 64;
+use super::{OfflineError, Progress, hash_all};
 
 /// How a torrent is made.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct CreateOptions {
     pub name: Option<String>,
     /// What to do with what cannot be read.
     pub unreadable: Unreadable,
+    /// How the files are read.
+    pub reading: ReadOptions,
 }
 
 impl Default for CreateOptions {
@@ -43,6 +45,7 @@ impl Default for CreateOptions {
             private: false,
             name: None,
             unreadable: Unreadable::Refuse,
+            reading: ReadOptions::default(),
         }
     }
 }
@@ -92,6 +95,23 @@ pub fn create_and_import(
     make(found, options, Some(dest), progress)
 }
 
+/// As [`create`], or [`create_and_import`] where there is a `dest_dir`, of files that were listed
+/// before: a file that is not as long as it was then is an error.
+///
+/// # Errors
+/// As [`create_and_import`]; [`OfflineError::Changed`].
+pub fn create_found(
+    found: Found,
+    dest_dir: Option<&Path>,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<Created, OfflineError> {
+    let open = |path: &Path| {
+        DirHandle::create(path).map_err(|source| OfflineError::Write { path: path.into(), source })
+    };
+    make(found, options, dest_dir.map(open).transpose()?, progress)
+}
+
 fn make(
     found: Found,
     options: &CreateOptions,
@@ -105,34 +125,7 @@ fn make(
         Some(dest) => Some(Import::prepare(dest, &root, &layout, &found)?),
         None => None,
     };
-    let geometry = layout.geometry().clone();
-    let sources = layout.files().iter().map(|file| file.source_index).collect();
-    let reader = Reader { found: &found, sources, open: Mutex::default(), import: import.as_ref() };
-    let mut builder = Builder::new(layout.clone());
-    builder.set_private(options.private);
-    let mut layers: BTreeMap<FileIndex, Vec<[u8; 32]>> = BTreeMap::new();
-    let mut take = |piece, digests: Option<super::PieceDigests>| {
-        let digests = digests.expect("a source that is read whole");
-        if let Some(sha1) = digests.sha1 {
-            builder.set_piece(piece, sha1);
-        }
-        if let (Some(root), Some((file, in_file))) = (digests.root, geometry.piece_in_file(piece)) {
-            let layer = layers
-                .entry(file)
-                .or_insert_with(|| vec![[0; 32]; geometry.pieces_of_file(file).len()]);
-            layer[in_file as usize] = root;
-        }
-    };
-    let hashed = hash_all(&geometry, &reader, progress, &mut take).and_then(|()| {
-        reader.check_lengths(&layout)?;
-        for (&file, layer) in &layers {
-            builder.set_piece_layer(file, layer)?;
-        }
-        let metainfo = builder.finish()?;
-        import.as_ref().map_or(Ok(()), Import::finish)?;
-        Ok(metainfo)
-    });
-    match hashed {
+    match hash(&found, &layout, import.as_ref(), options, progress) {
         Ok(metainfo) => Ok(Created {
             metainfo,
             skipped: found.skipped,
@@ -149,35 +142,55 @@ fn make(
     }
 }
 
-/// Reads the files of a folder; each is opened when it is needed.
-struct Reader<'a> {
-    found: &'a Found,
-    /// By place in the layout: position in the list that was found; `None` of a pad.
-    sources: Vec<Option<usize>>,
-    open: Mutex<BTreeMap<usize, Arc<File>>>,
-    import: Option<&'a Import>,
+fn hash(
+    found: &Found,
+    layout: &Layout,
+    import: Option<&Import>,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<Metainfo, OfflineError> {
+    let mut builder = Builder::new(layout.clone());
+    builder.set_private(options.private);
+    let digests = Mutex::new(Digests { builder, layers: BTreeMap::new() });
+    let made = Made { found, layout, import, digests: &digests };
+    let total_bytes = layout.geometry().payload_len();
+    hash_all(&made, &found.parent, total_bytes, &options.reading, progress)?;
+    made.check_lengths()?;
+    let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Digests { mut builder, layers } = digests;
+    for (&file, layer) in &layers {
+        builder.set_piece_layer(file, layer)?;
+    }
+    let metainfo = builder.finish()?;
+    import.map_or(Ok(()), Import::finish)?;
+    Ok(metainfo)
 }
 
-impl Reader<'_> {
-    fn file(&self, source: usize) -> Result<Arc<File>, OfflineError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open.get(&source) {
-            return Ok(file.clone());
-        }
-        let path = &self.found.paths[source];
-        let file = self.found.parent.open_file(path, FileOptions::default());
-        let file = file.map_err(|source| OfflineError::Read { path: path.clone(), source })?;
-        let file = Arc::new(File::from(file));
-        if open.len() >= OPEN_FILES_MAX {
-            open.pop_first(); // files are read in order, so the first is the oldest
-        }
-        open.insert(source, file.clone());
-        Ok(file)
+/// What has been computed so far.
+struct Digests {
+    builder: Builder,
+    layers: BTreeMap<FileIndex, Vec<[u8; 32]>>,
+}
+
+/// A torrent that is being made.
+#[derive(Clone, Copy)]
+struct Made<'a> {
+    found: &'a Found,
+    layout: &'a Layout,
+    import: Option<&'a Import>,
+    digests: &'a Mutex<Digests>,
+}
+
+impl<'a> Made<'a> {
+    /// Path of a file beneath the folder that holds the source's name.
+    fn path(&self, file: FileIndex) -> &'a Path {
+        let source = self.layout.files()[file.get() as usize].source_index;
+        &self.found.paths[source.expect("a pad is not read")]
     }
 
     /// A file that grew while it was hashed would be cut by its own torrent.
-    fn check_lengths(&self, layout: &Layout) -> Result<(), OfflineError> {
-        for file in layout.files() {
+    fn check_lengths(&self) -> Result<(), OfflineError> {
+        for file in self.layout.files() {
             let Some(source) = file.source_index else { continue };
             let path = &self.found.paths[source];
             let found = self.found.parent.metadata(path);
@@ -191,28 +204,73 @@ impl Reader<'_> {
     }
 }
 
-impl Source for Reader<'_> {
-    fn read(&self, file: u32, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, OfflineError> {
-        let source = self.sources[file as usize].expect("a pad is not read");
+impl<'a> Targets<'a> for Made<'a> {
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn load(&self, _index: usize) -> Result<Option<Arc<dyn Target + 'a>>, OfflineError> {
+        Ok(Some(Arc::new(*self)))
+    }
+}
+
+impl Target for Made<'_> {
+    fn geometry(&self) -> &Geometry {
+        self.layout.geometry()
+    }
+
+    fn open(&self, file: FileIndex, io: IoMode) -> io::Result<Option<OpenFile>> {
         // What is served must be what was hashed: of a reflink its own bytes are read.
-        if let Some(import) = self.import
-            && let Some(path) = import.reflink(file)
-        {
-            let file = import.dest.open_file(path, FileOptions::default());
-            let file = file.map_err(|source| OfflineError::Read { path: path.into(), source })?;
-            if !read_full(&File::from(file), path, offset_bytes, buf)? {
-                return Err(OfflineError::Changed { path: path.into() });
+        let reflink = self.import.and_then(|import| Some((import, import.reflink(file)?)));
+        match reflink {
+            Some((import, path)) => OpenFile::open(&import.dest, path, io),
+            None => OpenFile::open(&self.found.parent, self.path(file), io),
+        }
+        .map(Some)
+    }
+
+    fn handle_bytes(
+        &self,
+        file: FileIndex,
+        offset_bytes: u64,
+        bytes: &[u8],
+    ) -> Result<(), OfflineError> {
+        match self.import.filter(|import| import.reflink(file).is_none()) {
+            Some(import) => import.write(file, offset_bytes, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn handle_piece(
+        &self,
+        piece: PieceIndex,
+        found: Result<PieceDigests, Absent>,
+    ) -> Result<(), OfflineError> {
+        let geometry = self.layout.geometry();
+        let found = found.map_err(|absent| match absent {
+            Absent::Unreadable { file, error } => {
+                OfflineError::Read { path: self.path(file).into(), source: error }
             }
-            return Ok(true);
+            Absent::Missing => {
+                let offset = geometry.piece_offset(piece);
+                let len = u64::from(geometry.piece_len(piece));
+                let mut files = geometry.slices(offset, len).filter(|slice| !slice.pad);
+                let path = files.next().map_or(Path::new(""), |slice| self.path(slice.file));
+                OfflineError::Changed { path: path.into() }
+            }
+        })?;
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sha1) = found.sha1 {
+            digests.builder.set_piece(piece, sha1);
         }
-        let path = &self.found.paths[source];
-        if !read_full(&*self.file(source)?, path, offset_bytes, buf)? {
-            return Err(OfflineError::Changed { path: path.clone() });
+        if let (Some(root), Some((file, in_file))) = (found.root, geometry.piece_in_file(piece)) {
+            let layer = digests
+                .layers
+                .entry(file)
+                .or_insert_with(|| vec![[0; 32]; geometry.pieces_of_file(file).len()]);
+            layer[in_file as usize] = root;
         }
-        if let Some(import) = self.import {
-            import.write(file, offset_bytes, buf)?;
-        }
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -222,7 +280,12 @@ struct Import {
     /// By place in the layout: path beneath `dest`, and whether it is a reflink. `None` of a pad.
     files: Vec<Option<(PathBuf, bool)>>,
     reflinked_files: u64,
+    /// Files being written.
+    open: Mutex<BTreeMap<FileIndex, Arc<File>>>,
 }
+
+/// Files of a copy that are held open at a time.
+const OPEN_FILES_MAX: usize = 64;
 
 impl Import {
     fn prepare(
@@ -234,7 +297,8 @@ impl Import {
         if dest.metadata(root).is_ok() {
             return Err(OfflineError::Exists { path: dest.path().join(root) });
         }
-        let mut import = Import { dest, files: Vec::new(), reflinked_files: 0 };
+        let mut import =
+            Import { dest, files: Vec::new(), reflinked_files: 0, open: Mutex::default() };
         for file in layout.files() {
             let Some(source) = file.source_index else {
                 import.files.push(None);
@@ -244,8 +308,7 @@ impl Import {
                 Some(path) => root.join(path.as_path()),
                 None => root.to_path_buf(),
             };
-            let is_reflink =
-                import.begin(&path, file.len_bytes, &found.parent, &found.paths[source]);
+            let is_reflink = import.begin(&path, file, &found.parent, &found.paths[source]);
             let is_reflink = is_reflink.map_err(|source| {
                 let _ = import.dest.remove_tree(root);
                 OfflineError::Write { path: path.clone(), source }
@@ -260,12 +323,16 @@ impl Import {
     fn begin(
         &self,
         path: &Path,
-        len_bytes: u64,
+        laid_out: &LayoutFile,
         parent: &DirHandle,
         source: &Path,
     ) -> io::Result<bool> {
         let options = FileOptions { write: true, truncate: true, ..FileOptions::default() };
         let file = self.dest.open_file(path, options)?;
+        let len_bytes = laid_out.len_bytes;
+        if laid_out.executable {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755))?;
+        }
         if len_bytes > 0 {
             let from = parent.open_file(source, FileOptions::default())?;
             if rustix::fs::ioctl_ficlone(&file, &from).is_ok() {
@@ -282,19 +349,33 @@ impl Import {
     }
 
     /// The path of a file that is a reflink.
-    fn reflink(&self, file: u32) -> Option<&Path> {
-        self.files[file as usize]
+    fn reflink(&self, file: FileIndex) -> Option<&Path> {
+        self.files[file.get() as usize]
             .as_ref()
             .filter(|(_, is_reflink)| *is_reflink)
             .map(|(path, _)| path.as_path())
     }
 
-    fn write(&self, file: u32, offset_bytes: u64, bytes: &[u8]) -> Result<(), OfflineError> {
-        let (path, _) = self.files[file as usize].as_ref().expect("a pad is not read");
+    fn write(&self, file: FileIndex, offset_bytes: u64, bytes: &[u8]) -> Result<(), OfflineError> {
+        let (path, _) = self.files[file.get() as usize].as_ref().expect("a pad is not read");
         let write_error = |source| OfflineError::Write { path: path.clone(), source };
+        let open = self.open(file, path).map_err(write_error)?;
+        open.write_all_at(bytes, offset_bytes).map_err(write_error)
+    }
+
+    /// A file of the copy, opened for writing, from those at hand or opened now.
+    fn open(&self, file: FileIndex, path: &Path) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.get(&file) {
+            return Ok(open.clone());
+        }
         let options = FileOptions { write: true, ..FileOptions::default() };
-        let file = File::from(self.dest.open_file(path, options).map_err(write_error)?);
-        file.write_all_at(bytes, offset_bytes).map_err(write_error)
+        let opened = Arc::new(File::from(self.dest.open_file(path, options)?));
+        if open.len() >= OPEN_FILES_MAX {
+            open.pop_first(); // files are read in order, so the first is the oldest
+        }
+        open.insert(file, opened.clone());
+        Ok(opened)
     }
 
     /// Makes the import durable: data, then names.

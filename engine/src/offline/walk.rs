@@ -32,13 +32,16 @@ pub struct Skipped {
 
 /// The files that a torrent is made of.
 #[derive(Debug)]
-pub(super) struct Found {
+pub struct Found {
     /// The folder that holds the root name.
     pub parent: DirHandle,
+    /// The root name.
     pub name: Vec<u8>,
+    /// What the torrent is laid out by.
     pub source: Source,
     /// Paths beneath `parent`, as the list of the source.
     pub paths: Vec<PathBuf>,
+    /// What was left out.
     pub skipped: Skipped,
 }
 
