@@ -4,6 +4,7 @@
 
 pub mod comet;
 pub mod data;
+pub mod market;
 pub mod peer;
 pub mod program;
 pub mod scratch;
