@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use ringseed_abci::shim::ListenAddr;
+
 use crate::units;
 
 /// A data market in one binary: agree on listings, mirror them, serve them.
@@ -28,11 +30,13 @@ pub enum Command {
     /// Run a whole market on this machine, on-board newcomers, verify every byte.
     Up(Up),
     /// Make a datatrust's folder: key, configuration; prints its member line.
-    Init(Init),
+    Init(InitAny),
     /// Write the genesis file of a market from its founders' member lines.
     Genesis(Genesis),
     /// Run a datatrust.
     Start(Start),
+    /// Run a datatrust whose market is ordered by a CometBFT daemon beside it.
+    Abci(Abci),
     /// Prepare a datatrust for a market that exists, knowing one address and the genesis hash.
     Join(Join),
     /// Admit members, or list them.
@@ -82,6 +86,32 @@ pub struct Up {
     pub once: bool,
 }
 
+/// Who orders a market's transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Consensus {
+    /// Built in.
+    Cluster,
+    /// A CometBFT 0.38 daemon beside each datatrust.
+    Cometbft,
+}
+
+/// `ringseed init`, for either consensus.
+#[derive(Args, Clone, Debug)]
+pub struct InitAny {
+    /// The datatrust.
+    #[command(flatten)]
+    pub init: Init,
+    /// Who orders the market's transactions; the same for all its members.
+    #[arg(long, value_enum, default_value_t = Consensus::Cluster)]
+    pub consensus: Consensus,
+    /// Genesis file of the market, for the CometBFT folder: call `init` again once it is written.
+    #[arg(long, value_name = "FILE")]
+    pub genesis: Option<PathBuf>,
+    /// Loopback address of the daemon's RPC, where it is not the market's port plus 1000.
+    #[arg(long, value_name = "A")]
+    pub rpc: Option<SocketAddr>,
+}
+
 /// `ringseed init`.
 #[derive(Args, Clone, Debug)]
 pub struct Init {
@@ -128,6 +158,23 @@ pub struct Start {
     /// End when this process ends (used by `up`).
     #[arg(long, value_name = "PID", hide = true)]
     pub with_parent: Option<u32>,
+}
+
+/// `ringseed abci`.
+#[derive(Args, Clone, Debug)]
+pub struct Abci {
+    /// Where the daemon finds this datatrust: `unix:PATH` (0600) or `tcp:ADDR` (loopback).
+    #[arg(long, value_name = "ADDR")]
+    pub listen: ListenAddr,
+    /// As for `start`.
+    #[command(flatten)]
+    pub start: Start,
+    /// Where the daemon's RPC is, where it is not the market's port plus 1000.
+    #[arg(long, value_name = "A")]
+    pub rpc: Option<SocketAddr>,
+    /// Heights between two snapshots for newcomers by state sync.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_every: Option<u64>,
 }
 
 /// `ringseed join`.
@@ -352,6 +399,9 @@ mod tests {
             "ringseed genesis --market demo --local d1,aa,127.0.0.1:7400,127.0.0.1:7401,1 d2,bb,127.0.0.1:7410,127.0.0.1:7411,1 -o g.toml".into(),
             "ringseed start --dir /d1 --genesis g.toml".into(),
             "ringseed start --dir /d1".into(),
+            "ringseed init --dir /d1 --listen 127.0.0.1:7400 --consensus cometbft --genesis g.toml".into(),
+            "ringseed abci --listen unix:/d1/abci.sock --dir /d1 --rpc 127.0.0.1:8400".into(),
+            "ringseed abci --listen tcp:127.0.0.1:26658 --dir /d1 --snapshot-every 100".into(),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5 --plan"),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5"),
             "ringseed member admit 5a5a5a5a --dir /d1".into(),
@@ -384,6 +434,8 @@ mod tests {
             "ringseed join 127.0.0.1:7400 --genesis abc --dir d",
             "ringseed get x.torrent --data d",
             "ringseed up --uplink 0",
+            "ringseed abci --dir /d1",
+            "ringseed abci --dir /d1 --listen udp:127.0.0.1:1",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -27,6 +27,14 @@ pub fn create(path: &Path) -> Result<SigningKey> {
 /// # Errors
 /// [`Code::KeyFile`] when it is missing, of another format, or readable by others.
 pub fn load(path: &Path) -> Result<SigningKey> {
+    load_seed(path).map(|seed| SigningKey::from_seed(&seed))
+}
+
+/// Reads the seed that the key is made of, for a program that votes in our name.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_seed(path: &Path) -> Result<[u8; 32]> {
     let refuse = |what: &str| Error::new(Code::KeyFile, format!("{}: {what}", path.display()));
     let exposed = layout::is_exposed(path).map_err(|error| refuse(&error.to_string()))?;
     if exposed {
@@ -36,7 +44,7 @@ pub fn load(path: &Path) -> Result<SigningKey> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| refuse(&error.to_string()))?;
     let seed = text.strip_prefix(HEADER).map(str::trim).and_then(units::parse_hex::<32>);
-    Ok(SigningKey::from_seed(&seed.ok_or_else(|| refuse("this is no node key of version 1"))?))
+    seed.ok_or_else(|| refuse("this is no node key of version 1"))
 }
 
 /// Fills `out` from the system's randomness.

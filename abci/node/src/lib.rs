@@ -8,6 +8,7 @@
 pub mod bt;
 pub mod cli;
 pub mod client;
+pub mod comet;
 pub mod config;
 pub mod control;
 pub mod datatrust;
@@ -80,8 +81,17 @@ fn dispatch(cli: Cli) -> Result<()> {
     start_log(&cli);
     match &cli.command {
         Command::Up(args) => up::run(args, reporter),
-        Command::Init(args) => market::init(args).map(|made| {
-            client::print(&made, reporter, |made| format!("{}\n", render::text(made, "member")));
+        Command::Init(args) => match args.consensus {
+            cli::Consensus::Cluster => market::init(&args.init),
+            cli::Consensus::Cometbft => comet::init(args),
+        }
+        .map(|made| {
+            client::print(&made, reporter, |made| {
+                let start = made["start"].as_array().into_iter().flatten();
+                let start = start.filter_map(Value::as_str);
+                let lines = [render::text(made, "member")].into_iter().chain(start);
+                lines.map(|line| format!("{line}\n")).collect()
+            });
         }),
         Command::Genesis(args) => market::genesis(args).map(|made| {
             client::print(&made, reporter, |made| {
@@ -94,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             });
         }),
         Command::Start(args) => datatrust::start(args, cli.json),
+        Command::Abci(args) => comet::serve(args, cli.json),
         Command::Join(args) => market::join(args, reporter).map(|made| {
             client::print(&made, reporter, |made| match args.plan {
                 true => render::plan(made),
@@ -133,7 +144,7 @@ fn plain(value: &Value) -> String {
 fn start_log(cli: &Cli) {
     let level = match (&cli.command, cli.verbose) {
         // The consensus core reports every vote at `info`.
-        (Command::Start(_), 0) => "warn,ringseed=info,ringseed_abci=info,ringseed_engine=info",
+        (Command::Start(_) | Command::Abci(_), 0) => "warn,ringseed=info,ringseed_abci=info,ringseed_engine=info",
         (_, 0) => "warn",
         (_, 1) => "debug",
         _ => "trace",

@@ -29,7 +29,20 @@ pub fn init(args: &cli::Init) -> Result<Value> {
     let layout = Layout::new(&args.dir);
     let market = market_of(&layout, args.listen, args.advertise, args.insecure_plain)?;
     let key = create(&layout, &market)?;
-    let member = member_line(&market, key)?;
+    described(&layout, &market, key)
+}
+
+/// What [`init`] said of a datatrust that is there already.
+///
+/// # Errors
+/// As [`Layout::load_config`] and [`keys::load`].
+pub fn describe(layout: &Layout) -> Result<Value> {
+    let key = keys::load(&layout.key())?.public();
+    described(layout, &layout.load_config()?.market, key)
+}
+
+fn described(layout: &Layout, market: &Market, key: PublicKey) -> Result<Value> {
+    let member = member_line(market, key)?;
     Ok(json!({
         "dir": layout.root(), "name": market.name, "key": key.to_string(),
         "member": member.to_string(),

@@ -142,6 +142,18 @@ pub fn peer_id(key: &PublicKey) -> [u8; 20] {
 /// # Errors
 /// Whatever keeps it from starting, or made it stop.
 pub fn start(args: &cli::Start, as_json: bool) -> Result<()> {
+    start_with(args, as_json, |layout, config, key, genesis| {
+        preflight::port(config.market.listen, "market")?;
+        Ok(Arc::new(start_cluster(layout, config, key, genesis)?))
+    })
+}
+
+/// As [`start`], with the consensus that `order` starts.
+pub(crate) fn start_with(
+    args: &cli::Start,
+    as_json: bool,
+    order: impl FnOnce(&Layout, &Config, &SigningKey, Option<Genesis>) -> Result<Arc<dyn Driver>>,
+) -> Result<()> {
     if let Some(parent) = args.with_parent {
         up::children::die_with(parent)?;
     }
@@ -156,15 +168,12 @@ pub fn start(args: &cli::Start, as_json: bool) -> Result<()> {
     preflight::writable(layout.root())?;
     let payload = layout.payload(&config);
     preflight::writable(&payload)?;
-    preflight::port(config.market.listen, "market")?;
     preflight::port(config.market.payload_listen, "payload")?;
     let genesis = genesis_of(args.genesis.as_deref(), &layout)?;
     check_genesis(genesis.as_ref(), &config)?;
 
     let (engine, events) = start_engine(&layout, &config, &key)?;
-    let cluster =
-        start_cluster(&layout, &config, &key, genesis).inspect_err(|_| engine.shutdown())?;
-    let driver: Arc<dyn Driver> = Arc::new(cluster);
+    let driver = order(&layout, &config, &key, genesis).inspect_err(|_| engine.shutdown())?;
 
     let (wake, inbox) = channel();
     let (owed, owing) = channel();
@@ -206,7 +215,7 @@ fn genesis_of(given: Option<&std::path::Path>, layout: &Layout) -> Result<Option
     Ok(Some(genesis))
 }
 
-fn read_genesis(path: &std::path::Path) -> Result<Genesis> {
+pub(crate) fn read_genesis(path: &std::path::Path) -> Result<Genesis> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
     Genesis::from_text(&text).map_err(|error| {
         Error::new(Code::Genesis, format!("{}: {error}", path.display()))
