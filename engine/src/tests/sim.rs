@@ -247,3 +247,63 @@ fn an_idle_listing_goes_cold_and_the_first_handshake_wakes_it() {
     assert_eq!(given, status.total_bytes, "who gave what is kept while it is cold");
     assert!(status.sent_bytes >= status.total_bytes);
 }
+
+/// Pieces that several peers had a part in, one of them lying: the liar is found, nobody else is
+/// banned, and the bytes are right.
+#[test]
+fn the_liar_among_several_sources_is_found() {
+    for kind in [Kind::V1, Kind::Hybrid] {
+        let scene = scene(kind, 1 << 20);
+        for seed in 0..8 {
+            let (mut market, honest, leech) = scene.market(SimConfig::new(300 + seed));
+            let liar = market.add_node();
+            market.place(liar, &scene.metainfo, &scene.source);
+            let root = market.payload_dir(liar);
+            for at in [70_000, 800_000, 1_600_000, 2_500_000] {
+                assert!(market.world.rot(liar, &root, Path::new("data/big.bin"), at, 1));
+            }
+            let place = Place::InPlace("in place".into());
+            let add = add_of(&scene.metainfo, place, &[]);
+            market.add(liar, AddListing { known_complete: true, ..add });
+            for source in [honest, liar] {
+                market.world.set_upload_rate(source, Some(3_000_000));
+            }
+            let id = scene.fetch(&mut market, leech, &[honest, liar]);
+            market.world.run_for(Duration::from_secs(60));
+            let events = market.events(leech);
+            let complete = |event: &Event| matches!(event, Event::Complete { id: of } if *of == id);
+            assert!(events.iter().any(complete), "seed {seed} of {kind:?}: {events:?}");
+            assert_whole(&scene, &market, leech, &format!("seed {seed} of {kind:?}"));
+            let banned = events.iter().filter_map(|event| match event {
+                Event::PeerBanned { peer_id, .. } => Some(peer_id[19]),
+                _ => None,
+            });
+            let banned: Vec<u8> = banned.collect();
+            assert!(banned.iter().all(|&id| usize::from(id) == liar), "seed {seed}: {banned:?}");
+        }
+    }
+}
+
+/// Three newcomers relay to each other while links drop and disks fail.
+#[test]
+fn relays_converge_under_faults() {
+    let scene = scene(Kind::Hybrid, 64 << 10);
+    for seed in 0..10 {
+        let mut config = SimConfig::new(700 + seed);
+        config.faults.reset_ppm = 3_000;
+        config.faults.read_error_ppm = 5_000;
+        config.faults.write_error_ppm = 10_000;
+        config.faults.sync_error_ppm = 30_000;
+        let (mut market, origin, first) = scene.market(config);
+        market.world.set_upload_rate(origin, Some(3_000_000));
+        let nodes = [first, market.add_node(), market.add_node()];
+        let all = [origin, nodes[0], nodes[1], nodes[2]];
+        let ids = nodes.map(|node| scene.fetch(&mut market, node, &all));
+        for (node, id) in nodes.into_iter().zip(ids) {
+            let is_done = market.run_until_complete(node, id, LIMIT);
+            let explain = market.world.machine(node).map(|shard| shard.explain());
+            assert!(is_done, "replay with seed {seed}, node {node}: {explain:?}");
+            assert_whole(&scene, &market, node, &format!("seed {seed}"));
+        }
+    }
+}
