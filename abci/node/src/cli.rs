@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ringseed_engine::offline::IoMode;
 
 use ringseed_abci::shim::ListenAddr;
 
@@ -53,8 +54,10 @@ pub enum Command {
     Seed(Seed),
     /// Fetch a torrent without a market.
     Get(Get),
-    /// Verify data on disk against its `.torrent` file.
+    /// Verify data on disk against its `.torrent` file, or against thousands of them.
     Check(Check),
+    /// Say what this machine offers: kernel, io_uring, limits, and how fast which kernel hashes.
+    Doctor,
 }
 
 /// `ringseed up`.
@@ -304,6 +307,9 @@ pub struct Hash {
     /// Mark it private (BEP 27).
     #[arg(long)]
     pub private: bool,
+    /// Which way the data is read: auto takes what the page cache has from there and the rest past it.
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = IoMode::NAMES)]
+    pub io: String,
 }
 
 /// `ringseed seed`.
@@ -355,12 +361,15 @@ pub struct Get {
 /// `ringseed check`.
 #[derive(Args, Clone, Debug)]
 pub struct Check {
-    /// Torrent to check against.
-    #[arg(value_name = "FILE.torrent")]
-    pub torrent: PathBuf,
-    /// Folder that holds the torrent's root name.
+    /// Torrents to check against; a folder stands for all `.torrent` files in it.
+    #[arg(required = true, value_name = "FILE.torrent")]
+    pub torrents: Vec<PathBuf>,
+    /// Folder that holds each torrent's root name.
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
+    /// Which way the data is read: auto takes what the page cache has from there and the rest past it.
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = IoMode::NAMES)]
+    pub io: String,
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
@@ -420,6 +429,9 @@ mod tests {
             "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 127.0.0.1:6882 --seed-after --listen 127.0.0.1:6883".into(),
             "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 --peer 127.0.0.1:6882".into(),
             "ringseed check era5.torrent --data . --json".into(),
+            "ringseed check a.torrent b.torrent torrents --data . --io direct".into(),
+            "ringseed hash era5 -o era5.torrent --io mmap".into(),
+            "ringseed doctor".into(),
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
@@ -434,6 +446,8 @@ mod tests {
             "ringseed join 127.0.0.1:7400 --genesis abc --dir d",
             "ringseed get x.torrent --data d",
             "ringseed up --uplink 0",
+            "ringseed check --data .",
+            "ringseed check x.torrent --data . --io fast",
             "ringseed abci --dir /d1",
             "ringseed abci --dir /d1 --listen udp:127.0.0.1:1",
         ] {

@@ -1,24 +1,22 @@
-//! Reads files once, on every core, and computes what a torrent says of them: SHA-1 of pieces and
-//! SHA-256 of blocks, sixteen at a time. Making a torrent, importing and checking share it.
+//! What shall become a torrent, and the engine's way of making one in the words of the command line.
 
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use ringseed_core::geometry::{BLOCK_LEN, FileIndex, Geometry, Kind, PieceIndex};
+use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
-use ringseed_core::metainfo::create::{Builder, CreateError, Layout, Source, SourceFile};
-use ringseed_sys::hash::{sha1_many, sha256_many};
-use rustix::fs::OFlags;
+use ringseed_core::metainfo::create::{Source, SourceFile};
+use ringseed_engine::offline::{self, CreateOptions, IoMode, OfflineError, ReadOptions};
+use ringseed_sys::dir::DirHandle;
 
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 
-/// Bytes that one worker reads before it hashes: sixteen pieces of 1 MiB fill the lanes of SHA-1.
-const BATCH_LEN_BYTES: u64 = 16 << 20;
+/// How often progress is looked at.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// Most files of a folder; the limit of the torrent itself is checked when it is made.
 const FILES_MAX: usize = 1_000_000;
 
@@ -103,330 +101,127 @@ pub struct Options {
     pub piece_len_bytes: Option<u64>,
     /// BEP 27.
     pub is_private: bool,
+    /// Which way the files are read.
+    pub io: IoMode,
 }
 
 /// Hashes what was found and makes its metainfo. With `copy_to`, every byte is also written below
-/// that folder, in the same pass: what was hashed is what was copied.
+/// that folder, in the same pass, and synced: what was hashed is what was copied.
 ///
 /// # Errors
-/// [`Code::SourceChanged`] when a file is not as long as when it was found; [`Code::BadValue`] when it
-/// makes no torrent; I/O errors; [`Code::Interrupted`].
+/// [`Code::SourceChanged`] when a file is not as long as when it was found; [`Code::Damaged`] when a
+/// part of one cannot be read; [`Code::BadValue`] when it makes no torrent; I/O errors;
+/// [`Code::Interrupted`].
 pub fn make(
     found: &Found,
     options: Options,
     copy_to: Option<&Path>,
     interrupt: &Interrupt,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
 ) -> Result<Metainfo> {
-    let layout =
-        Layout::choose(found.name.as_bytes(), &found.source, options.kind, options.piece_len_bytes)
-            .map_err(|error| bad_source(&error))?;
-    let geometry = layout.geometry().clone();
-    let path_of = |index: FileIndex| {
-        let source = layout.files()[index.get() as usize].source_index;
-        source.map(|source| found.paths[source].clone())
+    let parent =
+        DirHandle::open(&found.parent).map_err(|error| Error::io("open", &found.parent, error))?;
+    let relative = |path: &PathBuf| {
+        let path = path.strip_prefix(&found.parent);
+        path.map(Path::to_path_buf).map_err(|_| Error::bug("a file outside its folder"))
     };
-    let files: Vec<Option<PathBuf>> = geometry.files().map(path_of).collect();
-    let copies = copy_to.map(|root| create_copies(&layout, found, root)).transpose()?;
-    let reader = Reader { geometry: &geometry, files: &files, copies: copies.as_deref() };
-    let mut leaves: Vec<Vec<[u8; 32]>> = geometry
-        .files()
-        .map(|file| {
-            let count = if geometry.is_pad(file) || !options.kind.has_v2() {
-                0
-            } else {
-                leaf_count(&geometry, file)
-            };
-            vec![[0; 32]; count]
-        })
-        .collect();
-    let mut builder = Builder::new(layout.clone());
-    builder.set_private(options.is_private);
-    let mut done = 0;
-    reader.run(options.kind, interrupt, |digests| {
-        if let Some(sha1) = digests.sha1 {
-            builder.set_piece(digests.piece, sha1);
-        }
-        if let Some((file, in_file)) = geometry.piece_in_file(digests.piece) {
-            let first = in_file as usize * (geometry.piece_len_nominal() / BLOCK_LEN) as usize;
-            let of_file = &mut leaves[file.get() as usize];
-            of_file[first..first + digests.leaves.len()].copy_from_slice(&digests.leaves);
-        }
-        done += digests.len_bytes;
-        progress(done, found.len_bytes);
-        Ok(())
-    })?;
-    if options.kind.has_v2() {
-        for file in geometry.files().filter(|file| !geometry.is_pad(*file)) {
-            builder
-                .set_leaves(file, &leaves[file.get() as usize])
-                .map_err(|error| Error::bug(error.to_string()))?;
-        }
-    }
-    builder.finish().map_err(|error| bad_source(&error))
-}
-
-fn leaf_count(geometry: &Geometry, file: FileIndex) -> usize {
-    geometry.file_len(file).div_ceil(u64::from(BLOCK_LEN)) as usize
-}
-
-fn bad_source(error: &CreateError) -> Error {
-    Error::new(Code::BadValue, format!("this makes no torrent: {error}"))
-}
-
-/// Creates the files of the copy, empty ones too, and opens those with bytes.
-fn create_copies(layout: &Layout, found: &Found, root: &Path) -> Result<Vec<Option<File>>> {
-    let base = root.join(&found.name);
-    let create = |file: &ringseed_core::metainfo::create::LayoutFile| {
-        if file.source_index.is_none() {
-            return Ok(None);
-        }
-        let to = match &file.path {
-            Some(path) => base.join(path.as_path()),
-            None => base.clone(),
-        };
-        if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
-        }
-        let mode = if file.executable { 0o755 } else { 0o644 };
-        let made = File::options().write(true).create_new(true).mode(mode).open(&to);
-        made.map(Some).map_err(|error| Error::io("create", &to, error))
+    let listed = offline::Found {
+        parent,
+        name: found.name.as_bytes().to_vec(),
+        source: found.source.clone(),
+        paths: found.paths.iter().map(relative).collect::<Result<_>>()?,
+        skipped: offline::Skipped::default(),
     };
-    layout.files().iter().map(create).collect()
+    let options = CreateOptions {
+        kind: options.kind,
+        piece_len_bytes: options.piece_len_bytes,
+        private: options.is_private,
+        reading: reading(options.io, interrupt),
+        ..CreateOptions::default()
+    };
+    let made = watched(progress, |tell| offline::create_found(listed, copy_to, &options, tell));
+    Ok(made.map_err(|error| explain(error, &found.parent))?.metainfo)
 }
 
-/// What was computed of one piece.
-#[derive(Clone, Debug)]
-pub struct PieceDigests {
-    /// Which piece.
-    pub piece: PieceIndex,
-    /// SHA-1 with pads as zeros, if there is a v1 view.
-    pub sha1: Option<[u8; 20]>,
-    /// SHA-256 of its blocks, if there is a v2 view.
-    pub leaves: Vec<[u8; 32]>,
-    /// Bytes of files in it.
-    pub len_bytes: u64,
-    /// It could not be read: a file is missing or too short.
-    pub unreadable: Option<Error>,
+/// How the engine shall read: that way, until the interrupt.
+pub fn reading(io: IoMode, interrupt: &Interrupt) -> ReadOptions {
+    ReadOptions { io, stop: interrupt.flag(), ..ReadOptions::default() }
 }
 
-/// Reads the pieces of a torrent from files.
-pub struct Reader<'a> {
-    /// Where everything lies.
-    pub geometry: &'a Geometry,
-    /// Path of each file of the geometry; `None` for pads.
-    pub files: &'a [Option<PathBuf>],
-    /// Where each file is copied to, if it is.
-    pub copies: Option<&'a [Option<File>]>,
+/// Runs `work` on a thread of its own and hands on what it tells of its progress, now and then, on
+/// this one: whoever draws it need not be shared between threads.
+pub fn watched<T: Send>(
+    mut progress: impl FnMut(u64, u64),
+    work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> T + Send,
+) -> T {
+    let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let here = std::thread::current();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let made = work(&|now, all| {
+                // Told by several threads: the highest counts.
+                done.fetch_max(now, Ordering::Relaxed);
+                total.store(all, Ordering::Relaxed);
+            });
+            here.unpark();
+            made
+        });
+        while !worker.is_finished() {
+            std::thread::park_timeout(PROGRESS_EVERY);
+            if total.load(Ordering::Relaxed) > 0 {
+                progress(done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+            }
+        }
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
-impl Reader<'_> {
-    /// Reads and hashes every piece, on as many threads as there are cores, and gives the digests to
-    /// `take` in no particular order. A file that grew is noticed, too.
-    ///
-    /// # Errors
-    /// What `take` returns; [`Code::Interrupted`]; I/O errors of the copy.
-    pub fn run(
-        &self,
-        kind: Kind,
-        interrupt: &Interrupt,
-        mut take: impl FnMut(PieceDigests) -> Result<()>,
-    ) -> Result<()> {
-        let is_making = self.copies.is_some();
-        let piece_len = u64::from(self.geometry.piece_len_nominal());
-        let per_batch = (BATCH_LEN_BYTES / piece_len).clamp(1, 1024) as u32;
-        let next = AtomicU32::new(0);
-        let failed = AtomicBool::new(false);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        let (sender, receiver) = sync_channel::<Result<Vec<PieceDigests>>>(threads * 2);
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                let (sender, next, failed) = (sender.clone(), &next, &failed);
-                scope.spawn(move || {
-                    self.work(kind, per_batch, next, failed, interrupt, &sender);
-                });
-            }
-            drop(sender);
-            let mut result = Ok(());
-            for batch in receiver {
-                if result.is_err() {
-                    continue;
-                }
-                result = batch.and_then(|batch| {
-                    batch.into_iter().try_for_each(|digests| match &digests.unreadable {
-                        Some(error) if is_making => Err(error.clone()),
-                        _ => take(digests),
-                    })
-                });
-                if result.is_err() {
-                    failed.store(true, Ordering::Relaxed);
-                }
-            }
-            if interrupt.is_asked() && result.is_ok() {
-                let what = "stopped before everything was read";
-                return Err(Error::new(Code::Interrupted, what).cure("run the same command again"));
-            }
-            result
-        })
-    }
-
-    fn work(
-        &self,
-        kind: Kind,
-        per_batch: u32,
-        next: &AtomicU32,
-        failed: &AtomicBool,
-        interrupt: &Interrupt,
-        sender: &SyncSender<Result<Vec<PieceDigests>>>,
-    ) {
-        let mut open = OpenFile::default();
-        let mut buffer = Vec::new();
-        loop {
-            let first = next.fetch_add(per_batch, Ordering::Relaxed);
-            let count = self.geometry.piece_count();
-            if first >= count || failed.load(Ordering::Relaxed) || interrupt.is_asked() {
-                return;
-            }
-            let batch = first..count.min(first.saturating_add(per_batch));
-            let result = self.batch(kind, batch, &mut open, &mut buffer);
-            if sender.send(result).is_err() {
-                return;
-            }
+/// An error of the engine in the words and codes of the command line. Its paths lie beneath `root`.
+pub fn explain(error: OfflineError, root: &Path) -> Error {
+    match error {
+        OfflineError::Read { path, source } if is_unreadable(&source) => {
+            Error::new(Code::Damaged, format!("cannot read {}", root.join(path).display()))
+                .why(source.to_string())
+                .cure("look at the disk's health, or whether somebody writes to the file")
         }
-    }
-
-    fn batch(
-        &self,
-        kind: Kind,
-        batch: std::ops::Range<u32>,
-        open: &mut OpenFile,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Vec<PieceDigests>> {
-        let pieces: Vec<PieceIndex> =
-            batch.filter_map(|raw| self.geometry.piece(raw).ok()).collect();
-        let lens: Vec<usize> =
-            pieces.iter().map(|piece| self.geometry.piece_len(*piece) as usize).collect();
-        buffer.resize(lens.iter().sum(), 0);
-        let mut made = Vec::with_capacity(pieces.len());
-        let mut rest = buffer.as_mut_slice();
-        for (piece, len) in pieces.iter().zip(&lens) {
-            let (mine, others) = rest.split_at_mut(*len);
-            rest = others;
-            let unreadable = self.read(*piece, mine, open)?;
-            let len_bytes = self.payload_len(*piece);
-            let (sha1, leaves) = (None, Vec::new());
-            made.push(PieceDigests { piece: *piece, sha1, leaves, len_bytes, unreadable });
+        OfflineError::Read { path, source } => Error::io("read", &root.join(path), source),
+        OfflineError::Write { path, source } => Error::io("write the copy of", &path, source),
+        OfflineError::Changed { path } => {
+            let path = root.join(path);
+            Error::new(Code::SourceChanged, format!("{} changed while it was read", path.display()))
+                .why("it is not as long as it was")
+                .cure("wait until nobody writes to it, then run it again")
         }
-        let mut messages: Vec<&[u8]> = Vec::with_capacity(pieces.len());
-        let mut rest = buffer.as_slice();
-        for len in &lens {
-            let (mine, others) = rest.split_at(*len);
-            messages.push(mine);
-            rest = others;
+        OfflineError::Exists { path } => {
+            Error::new(Code::BadValue, format!("{} is there already", path.display()))
+                .why("nothing is written over what is there")
         }
-        if kind.has_v1() {
-            let mut digests = vec![[0; 20]; messages.len()];
-            sha1_many(&messages, &mut digests);
-            for (made, digest) in made.iter_mut().zip(digests) {
-                made.sha1 = Some(digest);
-            }
+        OfflineError::Create(error) => {
+            Error::new(Code::BadValue, format!("this makes no torrent: {error}"))
         }
-        if kind.has_v2() {
-            let covered = |(piece, message): (&PieceIndex, &&[u8])| {
-                message.len().min(self.geometry.piece_data_len(*piece) as usize)
-            };
-            let data: Vec<&[u8]> =
-                pieces.iter().zip(&messages).map(|pair| &pair.1[..covered(pair)]).collect();
-            let blocks: Vec<&[u8]> =
-                data.iter().flat_map(|data| data.chunks(BLOCK_LEN as usize)).collect();
-            let mut digests = vec![[0; 32]; blocks.len()];
-            sha256_many(&blocks, &mut digests);
-            let mut digests = digests.into_iter();
-            for (made, data) in made.iter_mut().zip(&data) {
-                made.leaves =
-                    digests.by_ref().take(data.len().div_ceil(BLOCK_LEN as usize)).collect();
-            }
+        OfflineError::Torrent { path, source } => bad_torrent(&path, source.to_string()),
+        OfflineError::NoLayer { path } => bad_torrent(&path, "it lacks the piece layer of a file"),
+        OfflineError::Ring(source) => {
+            Error::new(Code::Io, "reading broke down").why(source.to_string())
         }
-        Ok(made)
-    }
-
-    /// Bytes of a piece that lie in files.
-    fn payload_len(&self, piece: PieceIndex) -> u64 {
-        let offset = self.geometry.piece_offset(piece);
-        let len = u64::from(self.geometry.piece_len(piece));
-        let in_files = self.geometry.slices(offset, len).filter(|slice| !slice.pad);
-        in_files.map(|slice| slice.len).sum()
-    }
-
-    /// Fills `out` with a piece and copies it on. Pads are zeros. What cannot be read is returned
-    /// and leaves zeros, which no digest of real data takes for the data.
-    fn read(
-        &self,
-        piece: PieceIndex,
-        out: &mut [u8],
-        open: &mut OpenFile,
-    ) -> Result<Option<Error>> {
-        let offset = self.geometry.piece_offset(piece);
-        let mut unreadable = None;
-        let mut at = 0;
-        for slice in self.geometry.slices(offset, out.len() as u64) {
-            let part = &mut out[at..at + slice.len as usize];
-            at += part.len();
-            let index = slice.file.get() as usize;
-            let path = self.files[index].as_ref().filter(|_| !slice.pad);
-            let Some(path) = path else {
-                part.fill(0);
-                continue;
-            };
-            if let Err(error) = open.read(index, path, slice.file_offset, part) {
-                part.fill(0);
-                unreadable = Some(error);
-                continue;
-            }
-            // Whoever appends while we read would make a torrent of half a file.
-            if slice.file_offset + slice.len == self.geometry.file_len(slice.file)
-                && open.has_more(slice.file_offset + slice.len)
-            {
-                unreadable = Some(changed(path, "it grew"));
-            }
-            if let Some(copy) = self.copies.and_then(|copies| copies[index].as_ref()) {
-                copy.write_all_at(part, slice.file_offset)
-                    .map_err(|error| Error::io("write the copy of", path, error))?;
-            }
+        OfflineError::Stopped => {
+            Error::new(Code::Interrupted, "stopped before everything was read")
+                .cure("run the same command again")
         }
-        Ok(unreadable)
     }
 }
 
-fn changed(path: &Path, why: &str) -> Error {
-    Error::new(Code::SourceChanged, format!("{} changed while it was read", path.display()))
+/// A `.torrent` file that we do not take, and why.
+pub fn bad_torrent(path: &Path, why: impl Into<String>) -> Error {
+    Error::new(Code::BadTorrent, format!("{} is no torrent that we take", path.display()))
         .why(why)
-        .cure("wait until nobody writes to it, then run it again")
+        .cure("get it again from where it was published")
 }
 
-/// The file that a worker read last: pieces come in order, so mostly it is the right one.
-#[derive(Default)]
-struct OpenFile(Option<(usize, File)>);
-
-impl OpenFile {
-    fn read(&mut self, index: usize, path: &Path, offset: u64, out: &mut [u8]) -> Result<()> {
-        if self.0.as_ref().is_none_or(|(open, _)| *open != index) {
-            let options = &mut File::options();
-            let opened = options.read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path);
-            let file = opened.map_err(|error| Error::io("open", path, error))?;
-            self.0 = Some((index, file));
-        }
-        let Some((_, file)) = &self.0 else { return Err(Error::bug("the file was just opened")) };
-        file.read_exact_at(out, offset).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => changed(path, "it is shorter than expected"),
-            _ => Error::io("read", path, error),
-        })
-    }
-
-    fn has_more(&self, end: u64) -> bool {
-        let Some((_, file)) = &self.0 else { return false };
-        file.read_at(&mut [0], end).is_ok_and(|count| count > 0)
-    }
+/// Whether the bytes themselves cannot be had: a bad sector, or a file cut short under a map.
+fn is_unreadable(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+        || error.kind() == std::io::ErrorKind::Other
 }
 
 #[cfg(test)]
@@ -448,7 +243,7 @@ mod tests {
     }
 
     fn options(kind: Kind) -> Options {
-        Options { kind, piece_len_bytes: Some(32 << 10), is_private: false }
+        Options { kind, piece_len_bytes: Some(32 << 10), is_private: false, io: IoMode::Auto }
     }
 
     #[test]

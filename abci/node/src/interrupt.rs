@@ -39,6 +39,11 @@ impl Interrupt {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// What a signal sets, for those who look at nothing else.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.asked.clone()
+    }
+
     /// Asks as a signal would.
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Relaxed);

@@ -12,6 +12,7 @@ pub mod comet;
 pub mod config;
 pub mod control;
 pub mod datatrust;
+pub mod doctor;
 pub mod error;
 pub mod hashing;
 pub mod interrupt;
@@ -79,6 +80,10 @@ fn dispatch(cli: Cli) -> Result<()> {
         false => print!("{}", plain(value)),
     };
     start_log(&cli);
+    doctor::check_wish()?;
+    if matches!(cli.command, Command::Start(_) | Command::Seed(_) | Command::Get(_)) {
+        doctor::calibrate_for(u64::MAX);
+    }
     match &cli.command {
         Command::Up(args) => up::run(args, reporter),
         Command::Init(args) => match args.consensus {
@@ -123,6 +128,10 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Seed(args) => bt::seed(args, reporter, print),
         Command::Get(args) => bt::get(args, reporter, print),
         Command::Check(args) => offline::check(args, reporter, print),
+        Command::Doctor => {
+            client::print(&doctor::look(), reporter, doctor::text);
+            Ok(())
+        }
     }
 }
 

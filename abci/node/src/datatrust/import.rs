@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
+use ringseed_engine::offline::IoMode;
 use ringseed_engine::{AddListing, EngineError, Identity, ListingId, Place};
 use ringseed_ledger::{DataHash, InfoHashV1, LISTING_NAME_LEN_MAX, Offer, TxBody};
 use serde_json::{Value, json};
@@ -68,7 +69,8 @@ pub(super) fn add(
             Ok(Staging(folder))
         })
         .transpose()?;
-    let options = Options { kind: Kind::Hybrid, piece_len_bytes: None, is_private: false };
+    let options =
+        Options { kind: Kind::Hybrid, piece_len_bytes: None, is_private: false, io: IoMode::Auto };
     let copy_to = staging.as_ref().map(|staging| staging.0.as_path());
     let metainfo = hashing::make(&found, options, copy_to, &trust.interrupt, progress)?;
     let metainfo = Arc::new(metainfo);
