@@ -229,7 +229,11 @@ impl Shard {
             Some(row) if !is_busy && active.stage == Stage::Running => {
                 self.active.remove(&listing);
                 self.rows.put(row);
+                // Reads for peers that have left go with the files: a waiter left behind would keep
+                // the next life of the listing waiting for a read that never comes.
                 self.close_files_of(listing, true);
+                self.reads.forget(listing);
+                self.jobs.retain(|_, job| !matches!(job, Job::Read(read) if read.listing == listing));
                 self.count_listings();
             }
             Some(_) => self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing)),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::io::sim::{Crash, SimConfig};
-use crate::test_support::{TestDir, tree};
+use crate::test_support::{TestDir, noise, tree};
 use crate::testing::SimMarket;
 
 /// Virtual time after which a small transfer has failed.
@@ -304,6 +304,75 @@ fn relays_converge_under_faults() {
             let explain = market.world.machine(node).map(|shard| shard.explain());
             assert!(is_done, "replay with seed {seed}, node {node}: {explain:?}");
             assert_whole(&scene, &market, node, &format!("seed {seed}"));
+        }
+    }
+}
+
+/// Many listings at once between nodes with little memory: the arena runs full on every side, and
+/// nobody waits for ever.
+#[test]
+fn many_listings_at_once_share_a_small_arena() {
+    let dir = TestDir::new("many");
+    let source = dir.path().join("source");
+    let shapes: [(usize, u64); 8] = [
+        (3_000_000, 16 << 10),
+        (2_500_000, 32 << 10),
+        (4_000_000, 64 << 10),
+        (6_000_000, 256 << 10),
+        (9_000_000, 1 << 20),
+        (12_000_000, 4 << 20),
+        (700_000, 16 << 10),
+        (5_000_000, 512 << 10),
+    ];
+    let torrents: Vec<Arc<Metainfo>> = (0..)
+        .zip(shapes)
+        .map(|(number, (len, piece_len))| {
+            let path = source.join(format!("listing-{number}"));
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("a.bin"), noise(len, number + 1)).unwrap();
+            std::fs::write(path.join("b.bin"), noise(len / 7, number + 100)).unwrap();
+            torrent(&path, Kind::Hybrid, piece_len)
+        })
+        .collect();
+    for seed in 0..3 {
+        let mut market = SimMarket::new(SimConfig::new(900 + seed), &dir.path().join("scratch"));
+        let nodes: Vec<usize> = (0..6).map(|_| market.add_node()).collect();
+        let all: Vec<SocketAddr> = nodes.iter().map(|&node| market.world.addr(node)).collect();
+        let mut wanted = Vec::new();
+        for (number, metainfo) in torrents.iter().enumerate() {
+            let origin = number % 4;
+            market.place(origin, metainfo, &source);
+            for &node in &nodes {
+                if node == origin {
+                    let add = add_of(metainfo, Place::InPlace("in place".into()), &all);
+                    market.add(node, AddListing { known_complete: true, ..add });
+                } else {
+                    let id = market.add(node, add_of(metainfo, Place::Owned("owned".into()), &all));
+                    wanted.push((node, id));
+                }
+            }
+        }
+        for second in 0.. {
+            market.world.run_for(Duration::from_secs(1));
+            wanted.retain(|&(node, id)| {
+                market.status(node, id).is_some_and(|status| {
+                    !matches!(status.state, ListingState::Seeding | ListingState::Cold)
+                })
+            });
+            if wanted.is_empty() {
+                break;
+            }
+            if second > 120 {
+                let (node, id) = wanted[0];
+                let status = market.status(node, id);
+                let explain = market.world.machine(node).map(|shard| shard.explain());
+                panic!("seed {seed}: {} stuck, {node} {status:?}: {explain:?}", wanted.len());
+            }
+        }
+        for &node in &nodes {
+            for metainfo in &torrents {
+                assert!(market.wrong_files(node, metainfo, &source).is_empty(), "seed {seed}");
+            }
         }
     }
 }
