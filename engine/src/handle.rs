@@ -148,6 +148,16 @@ impl Engine {
                 return Err(EngineError::Refused(refused));
             }
         }
+        // A market names its listings by hash, and whoever offers one is the only one to know it yet:
+        // kept before anybody is told, else a restart would have to fetch it from those who ask us.
+        if let Identity::Metainfo(metainfo) = &identity
+            && add.private_to_market
+            && !asked_by_hash
+        {
+            let path = self.inner.state.dir().path().to_path_buf();
+            let failed = |source| EngineError::Io { what: "cannot write in", path, source };
+            self.inner.state.keep_metainfo(metainfo).map_err(failed)?;
+        }
         let root = open_place(&add.place)?;
         let (is_fresh, bad_files) = match &identity {
             Identity::Metainfo(metainfo) if !add.known_complete => look_at_files(&root, metainfo),

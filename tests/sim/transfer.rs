@@ -134,3 +134,25 @@ fn a_transfer_survives_its_origin() {
         );
     }
 }
+
+/// An origin came back without its info dict and asked its own leeches for it. They were connected by
+/// then, so no bitfield told them what it had, and they waited for it for ever.
+#[test]
+fn an_origin_that_asks_for_its_info_dict_says_what_it_has() {
+    let scene = Scene::new(Kind::Hybrid);
+    for seed in 0..10 {
+        let (mut market, origin, leech) = scene.market(SimConfig::new(900 + seed));
+        market.world.set_upload_rate(origin, Some(4_000_000));
+        let id = scene.fetch(&mut market, leech, origin);
+        let is_done = market.run_until_complete(leech, id, Duration::from_millis(300));
+        assert!(!is_done, "the origin was to die in the middle: seed {seed}");
+        market.crash(origin, Crash::Process);
+        let peers = vec![market.world.addr(leech)];
+        let hash = scene.metainfo.info().info_hash_v2().expect("a hybrid");
+        let add = scene.listing(Place::Owned("owned".into()), peers);
+        market.add(origin, AddListing { identity: Identity::V2(hash), ..add });
+        assert!(market.run_until_complete(leech, id, LIMIT), "replay with seed {seed}");
+        let wrong = market.wrong_files(leech, &scene.metainfo, &scene.source);
+        assert!(wrong.is_empty(), "wrong bytes in {wrong:?}: replay with seed {seed}");
+    }
+}

@@ -15,7 +15,7 @@ use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use crate::api::{Event, ListingError, ListingId};
 use crate::store::journal::ListingKey;
-use crate::store::metainfo_path;
+use crate::store::{RunSet, metainfo_path};
 
 /// Bytes of one piece of the info dict (BEP 9).
 const METADATA_PIECE_LEN: usize = 16 << 10;
@@ -363,9 +363,19 @@ impl Shard {
             self.close_conn(id, CloseReason::Link(error));
         }
         self.place_known(listing);
+        self.announce_known(listing);
         let Some(active) = self.active.get(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         conns.into_iter().for_each(|id| self.drain_link(id));
+    }
+
+    /// Who came before the layout was known got no bitfield: it is told what we had all the time.
+    fn announce_known(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let mut known = RunSet::default();
+        active.have.iter_set().for_each(|piece| known.insert(piece.get(), 1));
+        active.unannounced.extend(known.iter());
+        self.announce(listing, &known);
     }
 
     /// The peer's extension handshake: it may offer the info dict.

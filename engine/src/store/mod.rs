@@ -84,6 +84,20 @@ impl StateDir {
             }
         }
     }
+
+    /// Keeps metainfo for runs that know only its hash. Nothing to keep for v1 alone, nor while piece
+    /// layers are missing: then what peers complete is kept.
+    ///
+    /// # Errors
+    /// As [`DirHandle::replace_file`].
+    pub fn keep_metainfo(&self, metainfo: &Metainfo) -> io::Result<()> {
+        match metainfo.info().info_hash_v2() {
+            Some(hash) if metainfo.missing_layers().next().is_none() => {
+                self.dir.replace_file(&metainfo_path(&hash), &metainfo.encode())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Where the metainfo of a listing lies in the state folder.
