@@ -317,9 +317,10 @@ pub(crate) fn start_error(error: StartError, layout: &Layout) -> Error {
             Code::Genesis,
             "ask another member, and compare the hash with what the founders published".to_owned(),
         ),
-        StartError::Unreachable { .. } => {
-            (Code::Unreachable, "check the address, or try another member's".to_owned())
-        }
+        StartError::Unreachable { .. } => (
+            Code::Unreachable,
+            "check the address and the genesis hash, or try another member".to_owned(),
+        ),
         StartError::BadGenesis { .. } => {
             (Code::Genesis, "ask the founders for the file".to_owned())
         }

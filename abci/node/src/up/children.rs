@@ -35,8 +35,11 @@ impl Process {
     /// # Errors
     /// I/O errors.
     pub fn start(name: &str, args: &[&std::ffi::OsStr], log: &Path) -> Result<Process> {
+        let running = Path::new("/proc/self/exe");
+        // A build or an upgrade may have replaced the file that we run from: then the kernel still has it.
         let program = std::env::current_exe()
-            .map_err(|error| Error::io("find", Path::new("/proc/self/exe"), error))?;
+            .map(|named| if named.exists() { named } else { running.to_owned() })
+            .map_err(|error| Error::io("find", running, error))?;
         let open = File::options().create(true).append(true).open(log);
         let out = open.map_err(|error| Error::io("create", log, error))?;
         let err = out.try_clone().map_err(|error| Error::io("create", log, error))?;
