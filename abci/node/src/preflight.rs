@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
 
@@ -18,6 +19,10 @@ const OPEN_FILES_MIN: u64 = 1_024;
 const OPEN_FILES_WANTED: u64 = 65_536;
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of statfs(2).
 const MEMORY_FS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// The kernel took at most some hundred milliseconds to give the sockets of a killed process free, on
+/// two busy cores.
+const PORT_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// A finding that is no reason to stop: the warning, and how we go on.
 #[derive(Clone, Debug)]
@@ -101,12 +106,22 @@ fn check_memlock() -> Option<Finding> {
     })
 }
 
-/// Refuses an address that cannot be bound, before anything is written.
+/// Refuses an address that cannot be bound, before anything is written. An address in use is tried for
+/// a while: the kernel takes down a ring after its process has ended, so that a datatrust which is
+/// started again right after a kill finds its own sockets still there.
 ///
 /// # Errors
 /// [`Code::PortInUse`], or [`Code::Io`] for other reasons.
 pub fn port(addr: SocketAddr, what: &str) -> Result<()> {
-    let Err(error) = TcpListener::bind(addr) else { return Ok(()) };
+    let began = Instant::now();
+    let error = loop {
+        match TcpListener::bind(addr) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => break error,
+            Err(error) if began.elapsed() >= PORT_WAIT_MAX => break error,
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
     let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
     let code = if in_use { Code::PortInUse } else { Code::Io };
     let why = if in_use { "another process listens there".to_owned() } else { error.to_string() };
