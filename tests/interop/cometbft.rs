@@ -4,6 +4,8 @@
 
 #[path = "cometbft/market.rs"]
 mod market;
+#[path = "cometbft/story.rs"]
+mod story;
 
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ fn main() {
         trial("four_nodes_agree_through_kills_of_daemons", &needs, four_nodes),
         trial("a_fifth_node_comes_by_state_sync", &needs, state_sync),
         trial("a_ledger_is_rebuilt_by_replay_from_genesis", &needs, replay),
+        trial("pairs_of_daemon_and_datatrust_run_a_market", &needs, story::story),
     ];
     let mut arguments = Arguments::from_args();
     // Each trial runs several daemons: side by side they would only slow each other.

@@ -1,8 +1,9 @@
 //! A real CometBFT daemon: where its program is, and a running one that never outlives its test.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use ringseed_abci::comet::home::COMETBFT_VERSION;
@@ -36,6 +37,22 @@ pub fn need() -> Need {
         install: "GOBIN=$PWD/target/tools go install \
                   github.com/cometbft/cometbft/cmd/cometbft@v0.38.25",
         present: has_version(),
+    }
+}
+
+/// The first of three free ports in a row on 127.0.0.1, for a market, its payload and the daemon's RPC.
+/// Below the range from which the kernel takes ports for outgoing connections (32,768 on): a process
+/// that is killed and started again finds them free.
+pub fn free_ports() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let start = (std::process::id() % 5_000) as u16;
+        let port = 10_000 + (start + step) % 7_000 * 3;
+        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (port..port + 3).all(is_free) {
+            return ([127, 0, 0, 1], port).into();
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use ringseed_ledger::{
     Addr, DataHash, Genesis, GenesisMember, InfoHashV1, Offer, Params, SigningKey, Tx, TxBody,
 };
 use ringseed_tests::comet;
-use ringseed_tests::program::{Program, free_port};
+use ringseed_tests::program::Program;
 use ringseed_tests::scratch::Scratch;
 
 use super::PATIENCE;
@@ -65,7 +65,7 @@ impl Market {
     /// `founders` daemons that have agreed on a first block.
     pub fn start(name: &str, founders: usize) -> Market {
         let scratch = Scratch::new(name);
-        let p2p: Vec<_> = (0..founders).map(|_| loopback(free_port())).collect();
+        let p2p: Vec<_> = (0..founders).map(|_| comet::free_ports()).collect();
         let member = |(index, addr): (usize, &SocketAddr)| GenesisMember {
             name: format!("d{}", index + 1),
             key: SigningKey::from_seed(&seed_of(index)).public(),
@@ -96,16 +96,11 @@ impl Market {
     fn prepare_node(&mut self, index: usize) {
         let dir = self.scratch.join(&format!("d{}", index + 1));
         std::fs::create_dir_all(dir.join("ledger")).expect("scratch");
-        let (seed, rpc) = (seed_of(index), loopback(free_port()));
+        let (seed, p2p) = (seed_of(index), self.p2p[index]);
+        let rpc = SocketAddr::new(p2p.ip(), p2p.port() + 2);
         let abci = ListenAddr::Unix(dir.join("abci.sock"));
-        let home = Home {
-            genesis: &self.genesis,
-            seed: &seed,
-            p2p: self.p2p[index],
-            advertise: None,
-            rpc,
-            abci: &abci,
-        };
+        let home =
+            Home { genesis: &self.genesis, seed: &seed, p2p, advertise: None, rpc, abci: &abci };
         home.write(&dir.join("comet")).expect("scratch");
         let ledger = open_ledger(&dir, &self.genesis);
         let fatal = Arc::default();
@@ -142,7 +137,7 @@ impl Market {
     /// A node that fetches a snapshot instead of the blocks, trusting the block at `trusted`.
     pub fn join_by_state_sync(&mut self, trusted: u64) -> usize {
         let index = self.nodes.len();
-        self.p2p.push(loopback(free_port()));
+        self.p2p.push(comet::free_ports());
         self.prepare_node(index);
         let header = Rpc::new(self.nodes[0].rpc)
             .call("commit", serde_json::json!({ "height": trusted.to_string() }))
