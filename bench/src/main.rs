@@ -7,6 +7,7 @@
 mod abci;
 mod hash;
 mod machine;
+mod recheck;
 mod report;
 
 use std::path::PathBuf;
@@ -31,12 +32,15 @@ enum Workload {
     Hash(hash::Options),
     /// The socket of a CometBFT daemon: latency, big blocks, checks, blocks per second.
     Abci(abci::Options),
+    /// Checking files against torrents and making torrents of files, beside other clients.
+    Recheck(recheck::Options),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let report = match &cli.workload {
         Workload::Hash(options) => hash::run(options),
+        Workload::Recheck(options) => recheck::run(options),
         Workload::Abci(options) => abci::run(options),
     };
     print!("{}", report.to_text());

@@ -17,6 +17,12 @@ pub struct Figure {
     pub bytes_per_second: f64,
     /// Highest less lowest turn, as a share of the median.
     pub spread: f64,
+    /// Processor seconds of the process per GiB, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds_per_gib: Option<f64>,
+    /// Seconds that the whole machine was busy meanwhile, per GiB, whoever kept it so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_seconds_per_gib: Option<f64>,
 }
 
 impl Figure {
@@ -27,7 +33,24 @@ impl Figure {
         sorted.sort_by(f64::total_cmp);
         let median = sorted[sorted.len() / 2];
         let spread = (sorted[sorted.len() - 1] - sorted[0]) / median;
-        Figure { shape: shape.to_owned(), who: who.to_owned(), bytes_per_second: median, spread }
+        Figure {
+            shape: shape.to_owned(),
+            who: who.to_owned(),
+            bytes_per_second: median,
+            spread,
+            cpu_seconds_per_gib: None,
+            machine_seconds_per_gib: None,
+        }
+    }
+
+    /// Adds processor seconds per GiB: of the process, and of the whole machine.
+    pub fn with_cpu(self, process: f64, machine: f64) -> Figure {
+        let some = |value: f64| value.is_finite().then_some(value);
+        Figure {
+            cpu_seconds_per_gib: some(process),
+            machine_seconds_per_gib: some(machine),
+            ..self
+        }
     }
 }
 
@@ -76,6 +99,8 @@ pub struct Report {
     pub notes: Vec<String>,
     pub figures: Vec<Figure>,
     pub bars: Vec<Bar>,
+    /// What went wrong: a result that was not right, a program that broke down.
+    pub failures: Vec<String>,
 }
 
 impl Report {
@@ -86,12 +111,20 @@ impl Report {
             notes: Vec::new(),
             figures: Vec::new(),
             bars: Vec::new(),
+            failures: Vec::new(),
         }
     }
 
-    /// Whether every bar is met.
+    /// Notes that something went wrong. Its figures are not to be believed.
+    pub fn fail(&mut self, what: String) {
+        if !self.failures.contains(&what) {
+            self.failures.push(what);
+        }
+    }
+
+    /// Whether every bar is met and nothing went wrong.
     pub fn all_met(&self) -> bool {
-        self.bars.iter().all(|bar| bar.met)
+        self.failures.is_empty() && self.bars.iter().all(|bar| bar.met)
     }
 
     pub fn to_json(&self) -> String {
@@ -116,9 +149,18 @@ impl Report {
         for note in &self.notes {
             line(note);
         }
+        for failure in &self.failures {
+            line(&format!("FAILED: {failure}"));
+        }
         line("");
-        line("| what | who | GB/s | spread |");
-        line("|---|---|---|---|");
+        let has_cpu = self.figures.iter().any(|figure| figure.cpu_seconds_per_gib.is_some());
+        if has_cpu {
+            line("| what | who | GB/s | spread | CPU s/GiB | machine s/GiB |");
+            line("|---|---|---|---|---|---|");
+        } else {
+            line("| what | who | GB/s | spread |");
+            line("|---|---|---|---|");
+        }
         let mut shape = "";
         for figure in &self.figures {
             let shown = if figure.shape == shape { "" } else { &figure.shape };
@@ -127,6 +169,12 @@ impl Report {
             let _ = write!(row, "| {shown} | {} ", figure.who);
             let rate = figure.bytes_per_second / 1e9;
             let _ = write!(row, "| {rate:.2} | {:.0} % |", figure.spread * 100.0);
+            if has_cpu {
+                for value in [figure.cpu_seconds_per_gib, figure.machine_seconds_per_gib] {
+                    let text = value.map_or(String::new(), |value| format!("{value:.3}"));
+                    let _ = write!(row, " {text} |");
+                }
+            }
             line(&row);
         }
         if !self.bars.is_empty() {

@@ -9,6 +9,7 @@ use ringseed_sys::hash::{self, Algo};
 
 use crate::report::{Figure, Report};
 use contenders::Contender;
+pub use timing::noise;
 use timing::{Batch, Place, Timing};
 
 /// What to measure.
