@@ -266,8 +266,9 @@ fn what_must_not_begin_is_refused() {
             other.as_os_str(),
         ];
         args.extend(plan.then_some(AsRef::<OsStr>::as_ref("--plan")));
-        let refused = market.cli(&args).expect_code(3);
-        assert!(refused.stderr.contains("RS-E0304"), "{}", refused.stderr);
+        let refused = market.cli(&args).expect_code(5);
+        assert!(refused.stderr.contains("of another market"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("genesis hash"), "no cure: {}", refused.stderr);
         assert!(!other.exists(), "something was written for a market that is not the one meant");
     }
     let nobody = free_pair().to_string();
