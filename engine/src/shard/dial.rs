@@ -15,8 +15,9 @@ use crate::api::ListingId;
 pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// First wait before an address is dialled again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest wait.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Longest wait. A dial also fails while the other side has not heard of the listing yet, or because
+/// the peer is dialling us at that moment; what lies between two tries is time without a source.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// The addresses of a listing.
 #[derive(Debug, Default)]
@@ -157,10 +158,12 @@ impl Shard {
                 _ => {}
             }
         } else {
-            // The peer may have taken the place of a connection of ours.
+            // The peer had dialled us; our own dials to it failed as duplicates, and its address is
+            // one of those whose owner we do not know. Now that the connection is gone, try soon.
             for target in active.dialer.targets.values_mut() {
-                if target.peer_id.is_some() && target.peer_id == conn.peer_id {
-                    target.next_at = target.next_at.max(now + BACKOFF_MIN);
+                if target.peer_id.is_none() || target.peer_id == conn.peer_id {
+                    target.next_at = target.next_at.min(now + BACKOFF_MIN).max(now);
+                    target.backoff = BACKOFF_MIN;
                 }
             }
         }

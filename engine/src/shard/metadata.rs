@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ringseed_core::merkle::{self, HashRange, TreeShape, UpperTree};
 use ringseed_core::metainfo::{INFO_LEN_MAX, Info, Metainfo};
-use ringseed_core::wire::{ExtendedHandshake, HashRequest};
+use ringseed_core::wire::{ChannelId, ExtendedHandshake, HashRequest};
 
 use super::Shard;
 use super::leaves::ServedTree;
@@ -350,7 +350,10 @@ impl Shard {
         let info_len = metainfo.info().raw().len() as u32;
         let mut broken = Vec::new();
         for id in conns {
-            let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
+            // One that we dialled and that has not answered yet learns it, too: its handshake gives
+            // no other occasion, and what the peer says it has would never be understood.
+            let channel = self.conns.get_mut(&id).map(|conn| &mut conn.link);
+            let Some(channel) = channel.and_then(|link| link.channel_mut(ChannelId::STOCK)) else {
                 continue;
             };
             match channel.attach_geometry(geometry.clone()) {
