@@ -61,6 +61,10 @@ impl Shard {
         }
         active.stage = Stage::Checking;
         tracing::info!(listing = listing.0, pieces = pieces.count(), "checking");
+        // A stop before the check is through must not turn what is not checked into what is missing.
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.journal().intent(slot, pieces.runs());
+        }
         self.queue_check(listing, pieces);
     }
 
@@ -202,10 +206,10 @@ impl Shard {
                 self.fail_listing(listing, ListingError::ViewsDisagree { piece, sha1_found: sha1 });
                 return;
             }
-            verdicts.push((piece, is_good, partial.leaves));
+            verdicts.push((piece, partial.is_readable, is_good, partial.leaves));
         }
-        for (piece, is_good, leaves) in verdicts {
-            if self.spilled_checked(listing, piece, is_good, &leaves) {
+        for (piece, is_readable, is_good, leaves) in verdicts {
+            if self.spilled_checked(listing, piece, is_readable, is_good, &leaves) {
                 continue;
             }
             if self.active.get(&listing).is_some_and(|active| active.have.get(piece)) {
@@ -235,6 +239,7 @@ impl Shard {
         active.set_have(piece);
         active.stored.set(piece);
         active.requests.piece_done(piece);
+        active.assembler.found(piece);
         let is_owned = active.place.is_owned();
         active.unannounced.insert(piece.get());
         self.announce(listing, &std::iter::once(piece.get()).collect());

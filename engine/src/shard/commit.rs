@@ -122,9 +122,23 @@ impl Commit {
     pub fn is_idle(&self) -> bool {
         let journal = &self.journal;
         let is_written = journal.in_flight.is_none() && !journal.writer.has_pending();
-        matches!(self.phase, Phase::Idle)
-            && self.pieces.is_empty()
-            && (is_written || journal.is_lost)
+        // Without a journal nothing is claimed, so nothing is on its way either.
+        journal.is_lost
+            || (matches!(self.phase, Phase::Idle) && self.pieces.is_empty() && is_written)
+    }
+
+    /// The last write or opening of the journal failed, and the next try is not yet due.
+    pub fn is_journal_waiting(&self) -> bool {
+        self.journal.retry_at.is_some() && !self.journal.is_writing
+    }
+
+    /// Takes back what the journal says of pieces that turned out not to be there.
+    pub fn disbelieve(&mut self, slot: Option<JournalSlot>, believed: &RunSet, have: &RunSet) {
+        let mut gone = believed.clone();
+        have.runs().for_each(|(first, count)| gone.remove(first, count));
+        if let Some(slot) = slot.filter(|_| !gone.is_empty()) {
+            self.journal.writer.lost(slot, gone.runs());
+        }
     }
 
     /// Forgets what a removed listing has on the way.
@@ -239,6 +253,9 @@ impl Shard {
         }
         let wants_write = journal.writer.has_pending() || journal.retry_at.is_some();
         let Some(file) = journal.file else {
+            if journal.retry_at.is_some_and(|at| at > self.now) {
+                return;
+            }
             if wants_write || matches!(self.commit.phase, Phase::Journal { .. }) {
                 journal.is_opening = true;
                 let id = self.flights.insert(Flight::OpenJournal);
@@ -300,8 +317,21 @@ impl Shard {
     pub(super) fn handle_journal_opened(&mut self, result: io::Result<(FileId, u64)>) {
         self.commit.journal.is_opening = false;
         match result {
-            Ok((file, _)) => self.commit.journal.file = Some(file),
-            Err(error) => self.lose_journal(&error),
+            Ok((file, _)) => {
+                self.commit.journal.file = Some(file);
+                self.commit.journal.failures = 0;
+            }
+            // It may be descriptors that are short now.
+            Err(error) => {
+                self.commit.journal.failures += 1;
+                if self.commit.journal.failures >= JOURNAL_FAILURES_MAX {
+                    return self.lose_journal(&error);
+                }
+                tracing::warn!(%error, "journal not opened, trying again");
+                let at = self.now + JOURNAL_RETRY;
+                self.commit.journal.retry_at = Some(at);
+                self.timers.set(at, Timer::Commit);
+            }
         }
     }
 

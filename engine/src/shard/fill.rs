@@ -47,6 +47,7 @@ pub(super) struct FillBlock {
 /// An extent being filled.
 #[derive(Debug)]
 pub(super) struct Fill {
+    extent: ExtentIndex,
     buf: Option<ExtentMut>,
     /// The blocks that are wanted here, in order of offset.
     pub blocks: Vec<FillBlock>,
@@ -78,6 +79,13 @@ pub(super) struct Filled {
     /// Pieces that were wanted in this buffer. Of the others there is nothing in it: they were had
     /// before it was begun, and may still be on their way to the disk from an earlier buffer.
     pub pieces: RunSet,
+}
+
+/// An extent that is given up: blocks that are missing again, and what is left.
+#[derive(Debug)]
+pub(super) struct GivenUp {
+    pub lost: Vec<BlockRef>,
+    pub filled: Filled,
 }
 
 impl Fill {
@@ -123,8 +131,35 @@ impl Assembler {
                 .entry(piece.get())
                 .or_insert_with(|| geometry.blocks_of_piece(piece).count() as u32);
         }
-        self.fills
-            .insert(extent.get(), Fill { buf: Some(buf), blocks, spill: None, stash: Vec::new() });
+        self.fills.insert(
+            extent.get(),
+            Fill { extent, buf: Some(buf), blocks, spill: None, stash: Vec::new() },
+        );
+    }
+
+    /// A piece that was had is lost: extents that are being filled without it want it, too, or its
+    /// blocks would come and find no place.
+    pub fn want(&mut self, geometry: &Geometry, piece: PieceIndex) {
+        let mut is_begun = false;
+        for extent in geometry.extents_of_piece(piece) {
+            let Some(fill) = self.fills.get_mut(&extent.get()) else { continue };
+            is_begun = true;
+            fill.blocks.retain(|block| block.block.piece() != piece);
+            let blocks = geometry.blocks_of_extent(extent).filter(|block| block.piece() == piece);
+            fill.blocks.extend(blocks.map(|block| {
+                let (_, offset) = geometry.extent_of(block);
+                FillBlock { block, offset, from: None, owner: None, leaf: None }
+            }));
+            fill.blocks.sort_by_key(|block| block.offset);
+        }
+        if is_begun {
+            self.missing.insert(piece.get(), geometry.blocks_of_piece(piece).count() as u32);
+        }
+    }
+
+    /// A piece was found on disk: nothing of it is missing.
+    pub fn found(&mut self, piece: PieceIndex) {
+        self.missing.remove(&piece.get());
     }
 
     /// Whether an extent is being filled.
@@ -171,14 +206,22 @@ impl Assembler {
         self.fills.get_mut(&extent.get())?.buf.take()
     }
 
-    /// Takes a lent extent back and copies in what landed meanwhile.
-    pub fn give_back(&mut self, extent: ExtentIndex, mut buf: ExtentMut) {
+    /// Takes a lent extent back as the receive has left it. What landed meanwhile is not in it before
+    /// [`Assembler::settle`]: where the receive was predicted wrong, the slots hold other bytes of its
+    /// stream, and those must be read out first.
+    pub fn give_back(&mut self, extent: ExtentIndex, buf: ExtentMut) {
         // The fill may be gone (a removed listing, a piece given up): then the extent goes home.
         let Some(fill) = self.fills.get_mut(&extent.get()) else { return };
+        fill.buf = Some(buf);
+    }
+
+    /// Copies in what landed over other connections while the extent was lent.
+    pub fn settle(&mut self, extent: ExtentIndex) {
+        let Some(fill) = self.fills.get_mut(&extent.get()) else { return };
+        let Some(buf) = &mut fill.buf else { return };
         for (offset, bytes) in fill.stash.drain(..) {
             buf[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
         }
-        fill.buf = Some(buf);
     }
 
     /// A block has landed: in place, or from some offset on in a buffer of its own.
@@ -314,6 +357,43 @@ impl Assembler {
         self.fills.remove(&extent.get())?.filled(extent)
     }
 
+    /// Extents that are being filled in memory.
+    pub fn held(&self) -> Vec<ExtentIndex> {
+        self.fills
+            .iter()
+            .filter(|(_, fill)| fill.spill.is_none())
+            .map(|(_, fill)| fill.extent)
+            .collect()
+    }
+
+    /// Takes out an extent of which nothing more comes. Blocks of pieces that lack others are missing
+    /// again. `None` while it is lent, or when a whole piece in it waits for its hash.
+    pub fn give_up(&mut self, geometry: &Geometry, extent: ExtentIndex) -> Option<GivenUp> {
+        let fill = self.fills.get(&extent.get()).filter(|fill| fill.spill.is_none())?;
+        let is_whole = |block: &FillBlock| self.missing.get(&block.block.piece().get()) == Some(&0);
+        if fill.buf.is_none() || fill.blocks.iter().any(is_whole) {
+            return None;
+        }
+        let mut lost = Vec::new();
+        for block in &fill.blocks {
+            if let Some(missing) = self.missing.get_mut(&block.block.piece().get())
+                && block.from.is_some()
+            {
+                *missing += 1;
+                lost.push(block.block);
+            }
+        }
+        // A short piece has no other extents: it is begun anew. A long one may have.
+        for piece in geometry.pieces_of_extent(extent) {
+            let mut others = geometry.extents_of_piece(piece).filter(|&other| other != extent);
+            if !others.any(|other| self.fills.contains_key(&other.get())) {
+                self.missing.remove(&piece.get());
+            }
+        }
+        let filled = self.fills.remove(&extent.get())?.filled(extent)?;
+        Some(GivenUp { lost, filled })
+    }
+
     /// Extents that wait only for others of their piece.
     pub fn spillable<'a>(
         &'a self,
@@ -373,6 +453,58 @@ mod tests {
     use ringseed_sys::arena::Arena;
 
     use super::*;
+
+    /// A piece that was lost (a failed read, a failed sync) while its extent was being filled for
+    /// others was asked for again, and its blocks found no place: the listing never became complete.
+    #[test]
+    fn a_piece_that_is_lost_while_its_extent_is_filled_gets_its_place() {
+        let span = FileSpan { len_bytes: 16 * 16_384, pad: false };
+        let geometry = Geometry::new(16_384, &[span], Kind::V2).unwrap();
+        let arena = Arena::new(1 << 20).unwrap();
+        let extent = geometry.extent(0).unwrap();
+        let lost = geometry.piece(3).unwrap();
+        let mut have = Bitfield::new(16);
+        have.set(lost);
+        let mut assembler = Assembler::default();
+        assembler.begin(&geometry, extent, arena.try_take().unwrap(), &have);
+        have.clear(lost);
+        assembler.want(&geometry, lost);
+        let mut filled = Vec::new();
+        for piece in geometry.pieces() {
+            let block = geometry.blocks_of_piece(piece).next().unwrap();
+            let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
+            let peer = PeerId([1; 20]);
+            assert_eq!(assembler.land(&geometry, block, kept, ConnId(1), peer), Arrival::Whole);
+            have.set(piece);
+            filled.extend(assembler.finish(&geometry, piece, &have));
+        }
+        assert_eq!(filled[0].pieces.runs().collect::<Vec<_>>(), [(0, 16)]);
+    }
+
+    /// Founders banned each other: a receive that a HAVE had put out of step left bytes of the *next*
+    /// block in the slot of one that had landed over another connection meanwhile, and those were
+    /// overwritten before the stream was read out of the slots.
+    #[test]
+    fn what_landed_meanwhile_waits_until_the_receive_is_read_out() {
+        let span = FileSpan { len_bytes: 4 * 16_384, pad: false };
+        let geometry = Geometry::new(65_536, &[span], Kind::V2).unwrap();
+        let arena = Arena::new(1 << 20).unwrap();
+        let extent = geometry.extent(0).unwrap();
+        let block = geometry.blocks_of_extent(extent).next().unwrap();
+        let mut assembler = Assembler::default();
+        assembler.begin(&geometry, extent, arena.try_take().unwrap(), &Bitfield::new(1));
+        let (one, other) = (ConnId(1), ConnId(2));
+        assert!(assembler.place(&geometry, block, one).is_some());
+        let mut lent = assembler.lend(extent).unwrap();
+        let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
+        let landed = assembler.land(&geometry, block, kept, other, PeerId([2; 20]));
+        assert_eq!(landed, Arrival::New);
+        lent[..16_384].fill(9); // of the stream, not of this block
+        assembler.give_back(extent, lent);
+        assert_eq!(assembler.bytes_mut(extent).unwrap()[0], 9);
+        assembler.settle(extent);
+        assert!(assembler.bytes_mut(extent).unwrap()[..16_384].iter().all(|&byte| byte == 7));
+    }
 
     /// Two newcomers that fetched from each other wrote blocks of other listings into their files: an
     /// extent had been split off with some of its pieces, was begun again for the others, and when it

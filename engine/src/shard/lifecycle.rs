@@ -13,6 +13,7 @@ use super::{Flight, Job, Shard};
 use crate::api::{EngineError, Event, Identity, ListingId};
 use crate::io::Op;
 use crate::store::RunSet;
+use crate::store::journal::ListingKey;
 
 /// A complete listing that nobody asks for goes cold after this time.
 const IDLE_BEFORE_COLD: Duration = Duration::from_secs(30);
@@ -138,6 +139,7 @@ impl Shard {
             return;
         };
         active.journal_slot = slot;
+        let believed = known.have.clone();
         let (mut have, mut suspect) = (known.have, known.suspect);
         if active.is_fresh {
             // The journal remembers data that is gone.
@@ -155,6 +157,8 @@ impl Shard {
                 suspect.insert(piece.get(), 1);
             }
         }
+        // The journal must stop believing it, too: files that are begun again soon have their length.
+        self.commit.disbelieve(slot, &believed, &have);
         self.believe(listing, &have);
         if suspect.is_empty() {
             self.begin_stage(listing);
@@ -186,6 +190,8 @@ impl Shard {
         }
         if active.is_complete() {
             self.stop_swarm(listing);
+            // A check may have found what the rest of an extent was waiting for.
+            self.set_split_timer(listing);
             self.look_whether_complete(listing);
         } else {
             self.start_swarm(listing);
@@ -233,7 +239,8 @@ impl Shard {
                 // the next life of the listing waiting for a read that never comes.
                 self.close_files_of(listing, true);
                 self.reads.forget(listing);
-                self.jobs.retain(|_, job| !matches!(job, Job::Read(read) if read.listing == listing));
+                self.jobs
+                    .retain(|_, job| !matches!(job, Job::Read(read) if read.listing == listing));
                 self.count_listings();
             }
             Some(_) => self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing)),
@@ -278,22 +285,32 @@ impl Shard {
                 self.wire_ids.remove(wire_id);
             }
         }
-        self.keys.remove(&active.key);
         self.remove_state_files(active.key);
         self.count_listings();
         let name = active.metainfo.as_ref().map(|metainfo| metainfo.info().name().to_owned());
         match name {
             Some(name) if delete_data && active.place.is_owned() => {
-                let id = self.flights.insert(Flight::RemoveTree { listing });
+                // Its key stays taken until the data is gone: added again before, it would lose the
+                // files that it has just written.
+                let id = self.flights.insert(Flight::RemoveTree { listing, key: active.key });
                 let path = std::path::PathBuf::from(name);
                 self.out.push_back(Op::RemoveTree { id, root: active.root, path });
             }
-            _ => self.tell(Event::Removed { id: listing, freed_bytes: 0 }),
+            _ => {
+                self.keys.remove(&active.key);
+                self.tell(Event::Removed { id: listing, freed_bytes: 0 });
+            }
         }
     }
 
     /// Answer to [`Op::RemoveTree`].
-    pub(super) fn handle_removed(&mut self, listing: ListingId, result: io::Result<u64>) {
+    pub(super) fn handle_removed(
+        &mut self,
+        listing: ListingId,
+        key: ListingKey,
+        result: io::Result<u64>,
+    ) {
+        self.keys.remove(&key);
         let freed_bytes = match result {
             Ok(freed_bytes) => freed_bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -328,13 +345,19 @@ impl Shard {
         if !self.disk.is_idle() && !waits {
             return;
         }
-        if !self.commit.is_idle() {
+        // Nor can a journal be waited for whose disk is full: what is not in it is hashed again.
+        let journal_waits = self.commit.is_journal_waiting();
+        if !self.commit.is_idle() && !journal_waits {
             self.commit.is_urgent = true;
             return;
         }
+        let waits = waits || journal_waits;
         if !self.is_clean_stop_written {
             self.is_clean_stop_written = true;
-            let is_clean = !waits && self.active.values().all(|active| active.writing.is_empty());
+            // Checks that are not through, or never began, are for the next run.
+            let is_settled = |active: &Active| active.writing.is_empty() && active.check.is_none();
+            let is_checked = self.recovered.listings.values().all(|of| of.suspect.is_empty());
+            let is_clean = !waits && is_checked && self.active.values().all(is_settled);
             if is_clean {
                 self.commit.journal().clean_stop();
             }

@@ -105,7 +105,7 @@ enum Flight {
     WriteJournal,
     SyncJournal,
     SmallFile(SmallFile),
-    RemoveTree { listing: ListingId },
+    RemoveTree { listing: ListingId, key: ListingKey },
     RemoveState,
     Leaves(LeafRead),
 }
@@ -159,6 +159,8 @@ pub struct Shard {
     planning: BTreeSet<ListingId>,
     /// Listings whose requests wait for the arena.
     starving: BTreeSet<ListingId>,
+    /// A source has gone, choked or refused since buffers were last looked for among the idle.
+    has_lost_source: bool,
     checks_waiting: BTreeSet<ListingId>,
     /// Reads of leaf sidecars in flight.
     leaf_reads: usize,
@@ -218,6 +220,7 @@ impl Shard {
             hashing: Hashing::default(),
             planning: BTreeSet::new(),
             starving: BTreeSet::new(),
+            has_lost_source: false,
             checks_waiting: BTreeSet::new(),
             leaf_reads: 0,
             filling: 0,
@@ -332,8 +335,8 @@ impl Machine for Shard {
             }
             (Flight::SyncJournal, Done::Synced(result)) => self.handle_journal_synced(result),
             (Flight::SmallFile(file), done) => self.small_file_step(file, done),
-            (Flight::RemoveTree { listing }, Done::Removed(result)) => {
-                self.handle_removed(listing, result);
+            (Flight::RemoveTree { listing, key }, Done::Removed(result)) => {
+                self.handle_removed(listing, key, result);
             }
             (Flight::RemoveState, Done::Removed(_)) => {}
             (Flight::Leaves(read), done) => self.leaf_step(read, done),

@@ -298,16 +298,15 @@ impl Shard {
             return;
         };
         let conn = self.conns.get_mut(&id).expect("looked up above");
+        if !conn.is_dialled && active.conns.len() >= self.config.peers_per_listing_max as usize {
+            self.close_conn(id, CloseReason::Full);
+            return;
+        }
         active.conns.insert(id);
         active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
         let addr = conn.addr;
         active.sources.entry(peer_id).or_insert((addr, 0)).0 = addr;
-        let conns = active.conns.len();
         if !conn.is_dialled {
-            if conns > self.config.peers_per_listing_max as usize {
-                self.close_conn(id, CloseReason::Full);
-                return;
-            }
             let Some(config) = self.channel_config(listing) else { return };
             let conn = self.conns.get_mut(&id).expect("looked up above");
             conn.listing = Some(listing);
@@ -352,7 +351,17 @@ impl Shard {
         let serving = self.is_serving;
         let Some(active) = self.active.get(&listing) else { return };
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
-        channel.send_availability(active.geometry().map(|_| &active.have));
+        // Verified pieces that wait for neighbours in their extent cannot be served yet: whoever read
+        // of them here would ask and be refused. They are announced when they can be had.
+        let have = active.geometry().map(|geometry| {
+            let mut have = active.have.clone();
+            let waiting = active.unannounced.iter().filter_map(|&piece| geometry.piece(piece).ok());
+            waiting.for_each(|piece| {
+                have.clear(piece);
+            });
+            have
+        });
+        channel.send_availability(have.as_ref());
         if serving {
             channel.set_choking(false);
         }

@@ -129,51 +129,52 @@ impl Shard {
     ) {
         // First of all the extents go back, also when the connection or the listing is gone.
         let lent: Vec<ExtentMut> = buf.extents.drain(..).collect();
-        let mut active = flight.listing.and_then(|listing| self.active.get_mut(&listing));
-        if let Some(active) = &mut active {
+        if let Some(active) = flight.listing.and_then(|listing| self.active.get_mut(&listing)) {
             for (&extent, bytes) in flight.extents.iter().zip(lent) {
                 active.assembler.give_back(extent, bytes);
             }
         }
-        let id = flight.conn;
-        let Some(conn) = self.conns.get_mut(&id) else {
-            self.recycle(buf);
-            return;
-        };
+        let outcome = self.read_out(&flight, result, &mut buf);
+        self.recycle(buf);
+        if let Some(active) = flight.listing.and_then(|listing| self.active.get_mut(&listing)) {
+            flight.extents.iter().for_each(|&extent| active.assembler.settle(extent));
+        }
+        // What came before an error counts: events first, so that whole blocks are not lost.
+        self.drain_link(flight.conn);
+        if let Err(reason) = outcome {
+            self.close_conn(flight.conn, reason);
+        }
+    }
+
+    /// Takes the stream out of where it landed.
+    fn read_out(
+        &mut self,
+        flight: &RecvFlight,
+        result: io::Result<usize>,
+        buf: &mut RecvBuf,
+    ) -> Result<(), CloseReason> {
+        let Some(conn) = self.conns.get_mut(&flight.conn) else { return Ok(()) };
         conn.receiving = Receiving::Idle;
         let len_bytes = match result {
-            Ok(0) => {
-                self.recycle(buf);
-                let end = io::Error::from(io::ErrorKind::UnexpectedEof);
-                self.close_conn(id, CloseReason::Network(end));
-                return;
-            }
+            Ok(0) => return Err(CloseReason::Network(io::ErrorKind::UnexpectedEof.into())),
             Ok(len_bytes) => len_bytes,
-            Err(error) => {
-                self.recycle(buf);
-                self.close_conn(id, CloseReason::Network(error));
-                return;
-            }
+            Err(error) => return Err(CloseReason::Network(error)),
         };
         self.counters.received_bytes.add(len_bytes as u64);
         let planned: usize = buf.slots.iter().map(RecvSlot::len_bytes).sum();
         // A full receive means that more is probably there. Otherwise wait without buffers: an extent
         // lent to a silent peer is an extent that others must copy around.
         conn.is_streaming = len_bytes == planned;
+        let active = flight.listing.and_then(|listing| self.active.get_mut(&listing));
         let mut landing = Landing {
-            conn: id,
+            conn: flight.conn,
             small: &mut buf.small,
             slots: &buf.slots,
             extents: &flight.extents,
             torrent: active.and_then(|active| active.layout_mut()),
         };
         let outcome = conn.link.handle_received(self.now, len_bytes, &mut landing);
-        self.recycle(buf);
-        // What came before the error counts: events first, so that whole blocks are not lost.
-        self.drain_link(id);
-        if let Err(error) = outcome {
-            self.close_conn(id, CloseReason::Link(error));
-        }
+        outcome.map_err(CloseReason::Link)
     }
 
     /// Keeps a receive's vectors for the next one.

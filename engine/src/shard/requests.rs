@@ -14,7 +14,7 @@ use ringseed_core::wire::PeerId;
 use ringseed_sys::arena::ExtentMut;
 
 use super::Shard;
-use super::listing::Stage;
+use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use super::timers::Timer;
 use crate::api::ListingId;
@@ -180,6 +180,7 @@ impl Shard {
             && let Some((swarm, key)) = active.requests.with_peer(id)
         {
             swarm.handle_choked(key, dropped);
+            self.has_lost_source = true;
         }
         self.planning.insert(listing);
     }
@@ -220,6 +221,7 @@ impl Shard {
             && let Some((swarm, key)) = active.requests.with_peer(id)
         {
             swarm.handle_rejected(now, key, block);
+            self.has_lost_source = true;
         }
         self.planning.insert(listing);
     }
@@ -277,6 +279,7 @@ impl Shard {
             if let Some(swarm) = &mut requests.swarm {
                 swarm.remove_peer(key);
             }
+            self.has_lost_source = true;
         }
         self.planning.insert(listing);
     }
@@ -286,6 +289,12 @@ impl Shard {
         let listings = std::mem::take(&mut self.planning);
         for listing in listings {
             self.plan_listing(listing);
+        }
+        // Whoever still has nothing asked for after this has nobody to ask.
+        if std::mem::take(&mut self.has_lost_source)
+            && let Some(&starving) = self.starving.first()
+        {
+            self.give_up_idle(starving);
         }
     }
 
@@ -385,6 +394,52 @@ impl Shard {
         self.counters.arena_waits.add(1);
         self.starving.insert(listing);
         self.spill_some();
+        self.give_up_idle(listing);
+    }
+
+    /// Takes buffers back from listings that nobody sends to any more: their sources have gone or
+    /// choke, and half of the arena may have been begun for them. What is verified in such a buffer is
+    /// stored; blocks of pieces that are not whole are fetched again some day.
+    fn give_up_idle(&mut self, starving: ListingId) {
+        let is_idle = |active: &&Active| {
+            let mut channels = active.conns.iter().filter_map(|id| self.conns.get(id)?.channel());
+            active.id != starving
+                && !self.planning.contains(&active.id)
+                && active.assembler.held_len() > 0
+                && channels.all(|channel| channel.outstanding_count() == 0)
+        };
+        let idle: Vec<ListingId> =
+            self.active.values().filter(is_idle).map(|active| active.id).collect();
+        for listing in idle {
+            tracing::debug!(listing = listing.0, "buffers without sources are given up");
+            self.give_up_fills(listing);
+        }
+    }
+
+    fn give_up_fills(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        for extent in active.assembler.held() {
+            let Some(active) = self.active.get_mut(&listing) else { return };
+            let Some(given_up) = active.assembler.give_up(&geometry, extent) else { continue };
+            self.filling -= 1;
+            let mut lost_bytes = 0;
+            for block in given_up.lost {
+                lost_bytes += u64::from(block.len());
+                if let Some(swarm) = &mut active.requests.swarm {
+                    swarm.handle_block_failed(block);
+                }
+            }
+            let filled = given_up.filled;
+            let is_had =
+                |piece: u32| geometry.piece(piece).is_ok_and(|piece| active.have.get(piece));
+            if filled.pieces.iter().any(is_had) {
+                self.store_extent(listing, filled);
+            }
+            self.count_waste(listing, lost_bytes);
+        }
+        // Whoever starves is looked at in a turn of its own.
+        self.timers.set(self.now, Timer::Commit);
     }
 
     /// Wakes what waited for the arena, when there is room.
@@ -414,7 +469,7 @@ impl Shard {
         }
     }
 
-    fn set_split_timer(&mut self, listing: ListingId) {
+    pub(super) fn set_split_timer(&mut self, listing: ListingId) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         if !active.unannounced.is_empty() && !active.requests.is_split_set {
             active.requests.is_split_set = true;

@@ -125,7 +125,9 @@ impl Shard {
         conn.deficit = (conn.deficit + quantum).min(SEND_BYTES_MAX);
         let granted = conn.deficit.min(available);
         let mut budget = granted;
-        let mut parts_left = BLOCK_PARTS_MAX;
+        // Behind a long answer blocks of earlier turns may still wait: one send may take them all.
+        let parts_queued: usize = conn.served.iter().map(|served| served.parts.len() + 1).sum();
+        let mut parts_left = BLOCK_PARTS_MAX.saturating_sub(parts_queued);
         let mut missing: Vec<ExtentIndex> = Vec::new();
         for block in wanted {
             let Some(active) = self.active.get(&listing) else { return };
@@ -414,18 +416,43 @@ impl Shard {
         self.begin_check(listing, pieces);
     }
 
+    /// Forgets whatever memory holds of a piece that is not believed any more: in the cache, held for
+    /// connections, and in reads under way, which would bring it back when the piece is had again.
+    pub(super) fn forget_bytes(&mut self, listing: ListingId, extents: &[ExtentIndex], piece: u32) {
+        for &extent in extents {
+            self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
+        }
+        for job in self.jobs.values_mut() {
+            if let Job::Read(read) = job
+                && read.listing == listing
+                && extents.contains(&read.extent)
+            {
+                read.pieces.remove(piece, 1);
+            }
+        }
+        let conns = self.active.get(&listing).into_iter().flat_map(|active| &active.conns);
+        for id in conns {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            for held in conn.held.iter_mut().filter(|held| extents.contains(&held.extent)) {
+                held.pieces.remove(piece, 1);
+            }
+        }
+    }
+
     /// Takes pieces back: from the listing, from the journal, from what peers were told (BEP 54).
     pub(super) fn lose_pieces(&mut self, listing: ListingId, pieces: &RunSet) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let lost: Vec<_> = pieces.iter().filter_map(|piece| geometry.piece(piece).ok()).collect();
         for &piece in &lost {
+            let Some(active) = self.active.get_mut(&listing) else { return };
             active.clear_have(piece);
             active.requests.piece_lost(piece);
-            for extent in geometry.extents_of_piece(piece) {
-                self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
-            }
+            active.assembler.want(&geometry, piece);
+            let extents: Vec<ExtentIndex> = geometry.extents_of_piece(piece).collect();
+            self.forget_bytes(listing, &extents, piece.get());
         }
+        let Some(active) = self.active.get_mut(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         for id in conns {
             let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {

@@ -11,6 +11,7 @@ use ringseed_core::wire::PeerId;
 use super::Job;
 use super::Shard;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::hashing::check_v2;
 use crate::api::ListingId;
 use crate::store::RunSet;
 
@@ -129,6 +130,7 @@ impl Shard {
         &mut self,
         listing: ListingId,
         piece: PieceIndex,
+        is_readable: bool,
         is_good: bool,
         leaves: &[[u8; 32]],
     ) -> bool {
@@ -146,11 +148,25 @@ impl Shard {
             }
             self.piece_found(listing, piece, leaves);
         } else {
+            // The leaves were hashed when the blocks came: if they are right, our disk is not. Of v1
+            // nothing was hashed, and what cannot be read at all says nothing of who sent it.
+            let came: Vec<[u8; 32]> = active
+                .assembler
+                .blocks_of(&geometry, piece)
+                .filter_map(|block| block.leaf)
+                .collect();
+            let metainfo = active.metainfo.as_ref().expect("a piece has a metainfo");
+            let is_disk_to_blame = match active.has_v2() {
+                true => check_v2(metainfo, piece, &came),
+                false => !is_readable,
+            };
             let rejected = active.assembler.reject(&geometry, piece);
             tracing::warn!(listing = listing.0, piece = piece.get(), "long piece is bad");
             self.count_waste(listing, rejected);
             self.piece_refetch(listing, piece);
-            if let [(sender, _)] = senders[..] {
+            if let [(sender, _)] = senders[..]
+                && !is_disk_to_blame
+            {
                 self.convict(listing, sender, piece);
             }
         }

@@ -285,11 +285,12 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            let Some(active) = self.active.get_mut(&listing) else { return };
             active.clear_have(piece);
             active.requests.piece_lost(piece);
-            for extent in geometry.extents_of_piece(piece) {
-                self.cache.forget_extent(ExtentKey { listing, extent: extent.get() });
-            }
+            active.assembler.want(&geometry, piece);
+            let extents: Vec<ExtentIndex> = geometry.extents_of_piece(piece).collect();
+            self.forget_bytes(listing, &extents, piece.get());
         }
         self.close_files_of(listing, false);
         self.begin_check(listing, pieces);
@@ -349,6 +350,8 @@ impl Shard {
         self.filling -= active.assembler.held_len();
         active.assembler = super::fill::Assembler::default();
         active.unannounced.clear();
+        active.spilled.clear();
+        active.parked.clear();
         let conns: Vec<_> = active.conns.iter().copied().collect();
         for id in conns {
             self.close_conn(id, super::peer::CloseReason::Gone);
