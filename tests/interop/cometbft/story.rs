@@ -175,8 +175,7 @@ impl Market {
             let args = ["abci", "--listen", &socket, "--dir", &dir, "--rpc", &rpc];
             pair.ledger = Some(Program::start(OURS, &args, &logs));
         }
-        // A daemon ends by itself when its ledger goes.
-        if pair.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().is_some()) {
+        if pair.daemon.is_none() {
             pair.daemon = Some(comet::start(&pair.dir.join("comet"), &logs));
         }
     }
@@ -186,11 +185,14 @@ impl Market {
         if ledger {
             pair.ledger = None;
         }
-        if daemon {
-            pair.daemon = None;
-        } else if let Some(daemon) = &mut pair.daemon {
-            daemon.wait(PATIENCE);
+        // A daemon ends when its ledger goes, or gets stuck on its way out (0.38.25 stops its switch and
+        // waits for peers that it refuses meanwhile): then a supervisor would kill it.
+        let start = Instant::now();
+        let is_patient = || !daemon && start.elapsed() < Duration::from_secs(5);
+        while is_patient() && pair.daemon.as_mut().is_some_and(|it| it.try_wait().is_none()) {
+            std::thread::sleep(Duration::from_millis(20));
         }
+        pair.daemon = None;
     }
 
     fn ours(&self, args: &[&str]) -> Value {
