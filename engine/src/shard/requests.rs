@@ -291,10 +291,8 @@ impl Shard {
             self.plan_listing(listing);
         }
         // Whoever still has nothing asked for after this has nobody to ask.
-        if std::mem::take(&mut self.has_lost_source)
-            && let Some(&starving) = self.starving.first()
-        {
-            self.give_up_idle(starving);
+        if std::mem::take(&mut self.has_lost_source) && !self.starving.is_empty() {
+            self.give_up_idle();
         }
     }
 
@@ -394,19 +392,22 @@ impl Shard {
         self.counters.arena_waits.add(1);
         self.starving.insert(listing);
         self.spill_some();
-        self.give_up_idle(listing);
+        self.give_up_idle();
     }
 
     /// Takes buffers back from listings that nobody sends to any more: their sources have gone or
     /// choke, and half of the arena may have been begun for them. What is verified in such a buffer is
     /// stored; blocks of pieces that are not whole are fetched again some day.
-    fn give_up_idle(&mut self, starving: ListingId) {
+    fn give_up_idle(&mut self) {
         let is_idle = |active: &&Active| {
+            // One that waits for memory itself, and has whom to ask, may ask in a moment.
+            let may_ask = self.starving.contains(&active.id);
             let mut channels = active.conns.iter().filter_map(|id| self.conns.get(id)?.channel());
-            active.id != starving
-                && !self.planning.contains(&active.id)
+            !self.planning.contains(&active.id)
                 && active.assembler.held_len() > 0
-                && channels.all(|channel| channel.outstanding_count() == 0)
+                && channels.all(|channel| {
+                    channel.outstanding_count() == 0 && (channel.peer_choking() || !may_ask)
+                })
         };
         let idle: Vec<ListingId> =
             self.active.values().filter(is_idle).map(|active| active.id).collect();

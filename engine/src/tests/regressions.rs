@@ -1,0 +1,303 @@
+//! Faults that a review found, each with its story. They stay fixed.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::thread::sleep;
+
+use super::*;
+use crate::EngineError;
+use crate::io::sim::{Crash, SimConfig};
+use crate::shard::command::Command;
+use crate::test_support::{TestDir, noise, snapshot, tree};
+use crate::testing::SimMarket;
+
+/// The 68 bytes of a stranger.
+fn handshake(metainfo: &Metainfo, peer_id: [u8; 20]) -> Vec<u8> {
+    let mut bytes = b"\x13BitTorrent protocol\0\0\0\0\0\x10\0\x04".to_vec();
+    bytes.extend_from_slice(&metainfo.info().wire_ids().next().unwrap());
+    bytes.extend_from_slice(&peer_id);
+    bytes
+}
+
+/// A connection of a stranger whose handshake is answered.
+fn connect(node: &Node, metainfo: &Metainfo, number: u8) -> TcpStream {
+    let mut stream = TcpStream::connect(node.addr()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut peer_id = *b"-XX0000-000000000000";
+    peer_id[19] = number;
+    stream.write_all(&handshake(metainfo, peer_id)).unwrap();
+    let _ = stream.read(&mut [0; 68]); // refused or answered
+    stream
+}
+
+/// A connection over the bound of its listing was closed and yet counted for ever: after a few, the
+/// listing took nobody in any more and dialled nobody.
+#[test]
+fn strangers_over_the_bound_leave_room_when_they_go() {
+    let dir = TestDir::new("full");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 6);
+    let metainfo = torrent(&source.join("data"), Kind::V1, 64 << 10);
+    let seed = Node::start_on(dir.path(), 1, IoDriver::Auto, |config| {
+        config.peers_per_listing_max = 2;
+    });
+    let id = seed.seed(&metainfo, &source);
+    let strangers: Vec<TcpStream> =
+        (0..6).map(|number| connect(&seed, &metainfo, number)).collect();
+    drop(strangers);
+    let until = Instant::now() + Duration::from_secs(10);
+    while seed.engine.listing_status(id).unwrap().peers > 0 && Instant::now() < until {
+        sleep(Duration::from_millis(20));
+    }
+    assert_eq!(seed.engine.listing_status(id).unwrap().peers, 0);
+    let mut leech = Node::start(dir.path(), 2);
+    let id = leech.fetch(&metainfo, &dir.path().join("into"), &[seed.addr()]);
+    leech.wait_complete(id);
+}
+
+/// Requests that cross extents were counted anew with every turn. Behind a megabyte of other answers
+/// they gathered, and the send that took them all had more parts than a send may have: a panic that
+/// any peer could cause.
+#[test]
+fn crossing_requests_behind_many_answers_do_no_harm() {
+    let dir = TestDir::new("parts");
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("data")).unwrap();
+    for file in 0..200 {
+        fs::write(source.join(format!("data/a-rather-long-name-{file:0>60}")), b"x").unwrap();
+    }
+    fs::write(source.join("data/big.bin"), noise(3 << 20, 4)).unwrap();
+    let metainfo = torrent(&source.join("data"), Kind::V1, 1 << 20);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    let mut stream = connect(&seed, &metainfo, 9);
+    let mut sent = Vec::new();
+    let mut message = |id: &[u8], body: &[u8]| {
+        sent.extend_from_slice(&((id.len() + body.len()) as u32).to_be_bytes());
+        sent.extend_from_slice(id);
+        sent.extend_from_slice(body);
+    };
+    message(&[20, 0], b"d1:md11:ut_metadatai1eee");
+    message(&[2], &[]);
+    let ask_metadata = b"d8:msg_typei0e5:piecei0ee";
+    for round in 0..2_u32 {
+        for _ in 0..400 {
+            message(&[20, 1], ask_metadata);
+        }
+        for at in 0..200_u32 {
+            let (begin, len) = ((256 << 10) - 1 - at, 2 + at + round);
+            message(&[6], &[1_u32.to_be_bytes(), begin.to_be_bytes(), len.to_be_bytes()].concat());
+        }
+    }
+    let mut writer = stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all(&sent));
+    let mut seen = 0;
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = stream.read(&mut buf) {
+        seen += len;
+        if seen > 3 << 20 {
+            break;
+        }
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    }
+    drop(stream);
+    let _ = writing.join();
+    let mut leech = Node::start(dir.path(), 2);
+    let id = leech.fetch(&metainfo, &dir.path().join("into"), &[seed.addr()]);
+    leech.wait_complete(id);
+}
+
+/// Data that was deleted behind our back was fetched again, but the journal went on believing the old
+/// pieces: after the next stop the half-fetched files had their full length, and zeros were served.
+#[test]
+fn deleted_data_is_not_believed_again_after_half_of_it_is_back() {
+    let dir = TestDir::new("deleted");
+    let (source, into) = (dir.path().join("source"), dir.path().join("into"));
+    tree(&source.join("data"), 6);
+    let metainfo = torrent(&source.join("data"), Kind::Hybrid, 16 << 10);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    for delete_all in [true, false] {
+        let mut leech = Node::start(dir.path(), 2);
+        let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
+        leech.wait_complete(id);
+        leech.engine.shutdown();
+        drop(leech);
+        if delete_all {
+            fs::remove_dir_all(into.join("data")).unwrap();
+        } else {
+            fs::remove_file(into.join("data/big.bin")).unwrap();
+        }
+        seed.engine.set_upload_rate(Some(1_000_000));
+        let leech = Node::start(dir.path(), 2);
+        let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
+        let total = metainfo.info().geometry().payload_len();
+        let half = if delete_all { total / 3 } else { total * 2 / 3 };
+        let until = Instant::now() + PATIENCE;
+        while leech.engine.listing_status(id).unwrap().have_bytes < half {
+            assert!(Instant::now() < until);
+            sleep(Duration::from_millis(10));
+        }
+        leech.engine.shutdown();
+        drop(leech);
+        seed.engine.set_upload_rate(None);
+        let mut leech = Node::start(dir.path(), 2);
+        let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
+        leech.wait_complete(id);
+        leech.engine.shutdown();
+        assert!(snapshot(&into) == snapshot(&source), "wrong bytes, all deleted: {delete_all}");
+    }
+}
+
+/// A listing removed with its data and added again at once: the removal still under way took the new
+/// files as well.
+#[test]
+fn what_is_added_again_survives_the_removal_before_it() {
+    let dir = TestDir::new("again");
+    let (source, into) = (dir.path().join("source"), dir.path().join("into"));
+    tree(&source.join("data"), 6);
+    for file in 0..300 {
+        fs::write(source.join(format!("data/{file}")), [file as u8; 100]).unwrap();
+    }
+    let metainfo = torrent(&source.join("data"), Kind::Hybrid, 64 << 10);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    let mut leech = Node::start(dir.path(), 2);
+    let mut id = leech.fetch(&metainfo, &into, &[seed.addr()]);
+    for _ in 0..5 {
+        leech.wait_complete(id);
+        leech.engine.remove(id, true);
+        id = loop {
+            match leech.engine.add(add_of(&metainfo, Place::Owned(into.clone()), &[seed.addr()])) {
+                Ok(id) => break id,
+                Err(EngineError::Exists { .. }) => sleep(Duration::from_millis(1)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+    }
+    leech.wait_complete(id);
+    sleep(Duration::from_millis(200));
+    leech.engine.shutdown();
+    assert!(snapshot(&into) == snapshot(&source));
+}
+
+struct Scene {
+    _dir: TestDir,
+    source: std::path::PathBuf,
+    scratch: std::path::PathBuf,
+    metainfo: Arc<Metainfo>,
+}
+
+fn scene(name: &str, len: usize, kind: Kind, piece_len: u64) -> Scene {
+    let dir = TestDir::new("regressions");
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join(name)).unwrap();
+    fs::write(source.join(name).join("big.bin"), noise(len, 77 + len as u64)).unwrap();
+    let metainfo = torrent(&source.join(name), kind, piece_len);
+    Scene { source, scratch: dir.path().join("scratch"), metainfo, _dir: dir }
+}
+
+fn seed_of(market: &mut SimMarket, scene: &Scene) -> usize {
+    let node = market.add_node();
+    market.place(node, &scene.metainfo, &scene.source);
+    let place = Place::InPlace("in place".into());
+    let add = AddListing { known_complete: true, ..add_of(&scene.metainfo, place, &[]) };
+    market.add(node, add);
+    node
+}
+
+fn fetch(market: &mut SimMarket, scene: &Scene, node: usize, from: &[usize]) -> ListingId {
+    let peers: Vec<SocketAddr> = from.iter().map(|&node| market.world.addr(node)).collect();
+    market.add(node, add_of(&scene.metainfo, Place::Owned("owned".into()), &peers))
+}
+
+/// Long pieces that were spilled are read back in the order they got whole in, not in the order of the
+/// torrent. One that lies before another was hashed into the middle of it, and both honest sources
+/// were banned for that; and so were they for read errors of our own disk.
+#[test]
+fn spilled_pieces_are_judged_one_by_one_and_nobody_is_blamed_for_our_disk() {
+    for kind in [Kind::V1, Kind::Hybrid] {
+        let scene = scene("data", 40 << 20, kind, 4 << 20);
+        for seed in 0..4 {
+            let mut config = SimConfig::new(seed);
+            config.faults.read_error_ppm = if seed % 2 == 0 { 0 } else { 10_000 };
+            let mut market = SimMarket::new(config, &scene.scratch);
+            let sources: Vec<usize> = (0..6).map(|_| seed_of(&mut market, &scene)).collect();
+            for &source in &sources {
+                market.world.set_upload_rate(source, Some(20_000_000));
+            }
+            let leech = market.add_node();
+            let id = fetch(&mut market, &scene, leech, &sources);
+            let mut events = Vec::new();
+            let is_complete =
+                |event: &Event| matches!(event, Event::Complete { id: of } if *of == id);
+            for _ in 0..120 {
+                market.world.run_for(Duration::from_secs(1));
+                events.extend(market.events(leech));
+                if events.iter().any(is_complete) {
+                    break;
+                }
+            }
+            let banned = events.iter().any(|event| matches!(event, Event::PeerBanned { .. }));
+            assert!(!banned, "seed {seed} of {kind:?}: {events:?}");
+            assert!(events.iter().any(is_complete), "seed {seed} of {kind:?}");
+            assert!(market.wrong_files(leech, &scene.metainfo, &scene.source).is_empty());
+        }
+    }
+}
+
+/// A listing whose only source went away kept the buffers that its requests had begun; with half of
+/// the arena gone that way no other listing could ask for anything, for ever.
+#[test]
+fn a_listing_without_sources_does_not_starve_the_others() {
+    let first = scene("first", 40 << 20, Kind::V1, 256 << 10);
+    let second = scene("second", 4 << 20, Kind::V1, 64 << 10);
+    for seed in 0..10 {
+        let mut config = SimConfig::new(seed);
+        config.socket_buffer_bytes = 4 << 20;
+        let mut market = SimMarket::new(config, &first.scratch);
+        let gone = seed_of(&mut market, &first);
+        let stays = seed_of(&mut market, &second);
+        market.world.set_upload_rate(gone, Some(60_000_000));
+        let leech = market.add_node();
+        fetch(&mut market, &first, leech, &[gone]);
+        market.world.run_for(Duration::from_millis(350 + 10 * seed));
+        market.world.crash(gone, Crash::Process);
+        let id = fetch(&mut market, &second, leech, &[stays]);
+        let is_done = market.run_until_complete(leech, id, Duration::from_secs(60));
+        let explain = market.world.machine(leech).map(|shard| shard.explain());
+        assert!(is_done, "seed {seed}: {explain:?}");
+        assert!(market.wrong_files(leech, &second.metainfo, &second.source).is_empty());
+    }
+}
+
+/// A check that a stop cut short was forgotten: the journal knew the pieces that were through, and the
+/// rest was taken for missing. Data in place could then never be seeded.
+#[test]
+fn a_check_that_was_cut_short_goes_on_after_the_restart() {
+    let scene = scene("data", 30 << 20, Kind::Hybrid, 64 << 10);
+    let mut cut_short = 0;
+    for seed in 0..8 {
+        let mut market = SimMarket::new(SimConfig::new(seed), &scene.scratch);
+        let node = market.add_node();
+        market.place(node, &scene.metainfo, &scene.source);
+        let add = add_of(&scene.metainfo, Place::InPlace("in place".into()), &[]);
+        let id = market.add(node, add.clone());
+        market.world.run_for(Duration::from_millis(5 + 2 * seed));
+        let have = market.status(node, id).unwrap().have_pieces;
+        cut_short += u32::from(have > 0 && have < scene.metainfo.info().geometry().piece_count());
+        if seed % 2 == 0 {
+            market.command(node, Command::Shutdown);
+            market.world.run_for(Duration::from_secs(5));
+            assert!(!market.world.is_running(node));
+        } else {
+            market.world.run_for(Duration::from_millis(2));
+        }
+        market.crash(node, Crash::Process);
+        let id = market.add(node, add);
+        let is_done = market.run_until_complete(node, id, Duration::from_secs(60));
+        assert!(is_done, "seed {seed}: {:?}", market.status(node, id));
+    }
+    assert!(cut_short >= 3, "{cut_short} checks were cut short");
+}
