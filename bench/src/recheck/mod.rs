@@ -97,7 +97,7 @@ impl Bench<'_> {
             ("ringseed", Box::new(move || programs.ours(data, kind, "auto"))),
             ("ringseed --io mmap", Box::new(move || programs.ours(data, kind, "mmap"))),
         ];
-        if programs.libtorrent(data, kind).is_some() {
+        if programs.has_libtorrent {
             who.push((
                 "libtorrent",
                 Box::new(move || programs.libtorrent(data, kind).expect("found")),
@@ -110,7 +110,8 @@ impl Bench<'_> {
         let Some(ours) = medians.first().copied().flatten() else { return };
         let what = format!("check {name}, warm: CPU s/GiB");
         self.report.bars.push(Bar::at_most(&what, ours.cpu_per_gib, cpu_must, Some(cpu_stretch)));
-        if let Some(other) = medians.get(2).copied().flatten() {
+        let theirs = medians.get(2).copied().flatten().filter(|_| programs.has_libtorrent);
+        if let Some(other) = theirs {
             let ratio = ours.rate / other.rate;
             match kind {
                 Kind::V1 => {
@@ -118,6 +119,13 @@ impl Bench<'_> {
                     self.report.bars.push(Bar::at_least(what, ratio, 3.5, None));
                 }
                 _ => self.report.notes.push(format!("check {name}, warm: {ratio:.2} x libtorrent")),
+            }
+            if let Some(mapped) = medians.get(1).copied().flatten() {
+                let (ratio, cpu) = (mapped.rate / other.rate, mapped.cpu_per_gib);
+                let text = format!(
+                    "check {name}, warm, mapped: {ratio:.2} x libtorrent, {cpu:.3} CPU s/GiB"
+                );
+                self.report.notes.push(text);
             }
         }
     }
@@ -139,7 +147,7 @@ impl Bench<'_> {
             };
             who.push(("fio, best job", Box::new(roof)));
         }
-        if programs.libtorrent(data, Kind::V1).is_some() {
+        if programs.has_libtorrent {
             who.push((
                 "libtorrent",
                 Box::new(move || programs.libtorrent(data, Kind::V1).expect("found")),
@@ -159,8 +167,8 @@ impl Bench<'_> {
         let (data, programs) = (self.data, self.programs);
         let shape = format!("hash hybrid, {}, page cache warm", size_text(data.file_len));
         let mut who: Vec<(&str, Work<'_>)> =
-            vec![("ringseed", Box::new(move || programs.ours_make(data)))];
-        if programs.libtorrent(data, Kind::V1).is_some() {
+            vec![("ringseed", Box::new(move || programs.ours_make(data, "auto")))];
+        if programs.has_libtorrent {
             who.push((
                 "libtorrent",
                 Box::new(move || programs.libtorrent_make(data).expect("found")),
@@ -172,11 +180,13 @@ impl Bench<'_> {
                 Box::new(move || programs.transmission_make(data).expect("found")),
             ));
         }
+        who.push(("ringseed --io mmap", Box::new(move || programs.ours_make(data, "mmap"))));
         let medians = self.compare(&shape, data.file_len, &mut who, || data.warm());
         let Some(ours) = medians[0] else { return };
         let what = "hash hybrid, warm: CPU s/GiB";
         self.report.bars.push(Bar::at_most(what, ours.cpu_per_gib, 0.50, None));
-        if let Some(other) = medians.get(1).copied().flatten() {
+        let theirs = medians.get(1).copied().flatten().filter(|_| programs.has_libtorrent);
+        if let Some(other) = theirs {
             let what = "hash hybrid, warm: times libtorrent's create";
             self.report.bars.push(Bar::at_least(what, ours.rate / other.rate, 4.0, None));
             match self.same_as_libtorrent() {

@@ -30,7 +30,7 @@ pub struct Programs {
     cores: usize,
     /// Names of those not installed, with how to install them.
     pub missing: Vec<String>,
-    has_libtorrent: bool,
+    pub has_libtorrent: bool,
     pub has_aria2: bool,
     pub has_transmission: bool,
     pub has_fio: bool,
@@ -94,11 +94,11 @@ impl Programs {
     }
 
     /// `ringseed hash` of the long file, both views.
-    pub fn ours_make(&self, data: &Data) -> Result<Turn, String> {
+    pub fn ours_make(&self, data: &Data, io: &str) -> Result<Turn, String> {
         let out = data.dir.join("made-by-us.torrent");
         let mut command = Command::new(&self.ringseed);
         command.arg("hash").arg(data.file()).arg("-o").arg(&out).arg("--piece-len");
-        let (turn, _) = run(command.arg(PIECE_LEN.to_string()).arg("--json"))?;
+        let (turn, _) = run(command.arg(PIECE_LEN.to_string()).args(["--io", io, "--json"]))?;
         Ok(turn)
     }
 

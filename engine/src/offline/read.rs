@@ -193,6 +193,8 @@ pub(super) struct Wanted {
 pub(super) trait Reads {
     /// Whether a read needs an extent to read into.
     fn needs_buffer(&self) -> bool;
+    /// Reads from a device are to come: the time to prepare what only they earn back.
+    fn expect_device(&mut self) {}
     /// Starts a read. Nothing need happen before [`Reads::submit`] or [`Reads::wait`].
     fn start(&mut self, file: &OpenFile, wanted: Wanted, buf: Option<ExtentMut>);
     /// Hands what was started to whoever reads.
@@ -214,25 +216,32 @@ pub(super) trait Reads {
 /// Reads by io_uring, many at once.
 pub(super) struct RingReads {
     ring: Ring,
+    /// What is registered when the first read from a device is expected.
+    to_register: Option<Arena>,
     /// Where each read in flight begins in its extent, by token.
     starts: VecDeque<(u64, usize)>,
 }
 
 impl RingReads {
     /// `None` where io_uring is not to be had. With `register`, the arena's memory is registered as
-    /// far as the machine allows, so that direct reads need not pin it each time.
+    /// far as the machine allows before the first read from a device, so that such reads need not pin
+    /// it each time.
     pub(super) fn new(entries: u32, arena: &Arena, register: bool) -> Option<RingReads> {
-        let mut ring = Ring::new(entries).ok()?;
-        if register {
-            ring.register_arena(arena, usize::MAX);
-        }
-        Some(RingReads { ring, starts: VecDeque::new() })
+        let ring = Ring::new(entries).ok()?;
+        let to_register = register.then(|| arena.clone());
+        Some(RingReads { ring, to_register, starts: VecDeque::new() })
     }
 }
 
 impl Reads for RingReads {
     fn needs_buffer(&self) -> bool {
         true
+    }
+
+    fn expect_device(&mut self) {
+        if let Some(arena) = self.to_register.take() {
+            self.ring.register_arena(&arena, usize::MAX);
+        }
     }
 
     fn start(&mut self, file: &OpenFile, wanted: Wanted, buf: Option<ExtentMut>) {

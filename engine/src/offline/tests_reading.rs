@@ -261,6 +261,22 @@ struct Kept {
     metainfo: Metainfo,
     root: DirHandle,
     found: Mutex<Vec<Option<PieceDigests>>>,
+    /// The file is cut to this length as soon as it is open.
+    cut_to: Option<u64>,
+    absent: Mutex<Vec<u32>>,
+}
+
+impl Kept {
+    fn new(dir: &TestDir, metainfo: Metainfo, cut_to: Option<u64>) -> std::sync::Arc<Kept> {
+        let count = metainfo.info().geometry().piece_count() as usize;
+        std::sync::Arc::new(Kept {
+            metainfo,
+            root: DirHandle::open(dir.path()).unwrap(),
+            found: Mutex::new(vec![None; count]),
+            cut_to,
+            absent: Mutex::default(),
+        })
+    }
 }
 
 impl Target for Kept {
@@ -274,7 +290,11 @@ impl Target for Kept {
         io: IoMode,
     ) -> io::Result<Option<OpenFile>> {
         let path = self.metainfo.info().files()[file.get() as usize].path.as_path();
-        OpenFile::open(&self.root, path, io).map(Some)
+        let open = OpenFile::open(&self.root, path, io)?;
+        if let Some(len) = self.cut_to {
+            fs::File::options().write(true).open(self.root.path().join(path))?.set_len(len)?;
+        }
+        Ok(Some(open))
     }
 
     fn handle_piece(
@@ -282,8 +302,14 @@ impl Target for Kept {
         piece: ringseed_core::geometry::PieceIndex,
         found: Result<PieceDigests, Absent>,
     ) -> Result<(), OfflineError> {
-        let slot = &mut self.found.lock().unwrap()[piece.get() as usize];
-        assert!(slot.replace(found.unwrap()).is_none(), "each piece comes once");
+        match found {
+            Ok(found) => {
+                let slot = &mut self.found.lock().unwrap()[piece.get() as usize];
+                assert!(slot.replace(found).is_none(), "each piece comes once");
+            }
+            Err(Absent::Unreadable { .. }) => self.absent.lock().unwrap().push(piece.get()),
+            Err(Absent::Missing) => panic!("a mapped file is as long as it was"),
+        }
         Ok(())
     }
 }
@@ -319,12 +345,7 @@ fn run_shuffled(
     in_file_order: bool,
     seed: u64,
 ) -> (Vec<(u64, usize)>, usize) {
-    let count = metainfo.info().geometry().piece_count() as usize;
-    let kept = std::sync::Arc::new(Kept {
-        metainfo,
-        root: DirHandle::open(dir.path()).unwrap(),
-        found: Mutex::new(vec![None; count]),
-    });
+    let kept = Kept::new(dir, metainfo, None);
     let targets: &'static std::sync::Arc<Kept> = Box::leak(Box::new(kept.clone()));
     let queue = Queue::new(targets, &quiet);
     let reads = Shuffled { seed, ..Shuffled::default() };
@@ -344,6 +365,38 @@ fn run_shuffled(
     }
     let (asked, most) = (asked.borrow().clone(), *most.borrow());
     (asked, most)
+}
+
+/// Somebody cuts the file after it was mapped: the pieces before the cut are as good as ever, those
+/// behind it cannot be read, and the process lives.
+#[test]
+fn a_file_cut_short_under_its_map_is_damage_and_no_crash() {
+    let dir = TestDir::new("offline-cut");
+    fs::write(dir.path().join("file.bin"), noise(9_000_001, 5)).unwrap();
+    for kind in [Kind::V1, Kind::V2] {
+        let metainfo = torrent_of_file(&dir, kind, 256 << 10);
+        let kept = Kept::new(&dir, metainfo, Some(4_000_000));
+        let targets: &'static std::sync::Arc<Kept> = Box::leak(Box::new(kept.clone()));
+        let queue = Queue::new(targets, &quiet);
+        let arena = Arena::new(EXTENT_LEN_BYTES).unwrap();
+        let pace = Pace { io: IoMode::Mmap, in_file_order: false };
+        let stop = AtomicBool::new(false);
+        Worker::new(&queue, MappedReads::default(), arena, pace, &stop).run();
+        queue.into_result().unwrap();
+        let mut absent = kept.absent.lock().unwrap().clone();
+        absent.sort_unstable();
+        // The cut is in piece 15.
+        assert_eq!(absent, (15..35).collect::<Vec<u32>>(), "{kind:?}");
+        let found = kept.found.lock().unwrap();
+        let info = kept.metainfo.info();
+        for raw in 0..15u32 {
+            let piece = info.geometry().piece(raw).unwrap();
+            let digests = found[raw as usize].unwrap();
+            assert_eq!(digests.sha1.as_ref(), info.v1_piece_hash(piece));
+            assert_eq!(digests.root, kept.metainfo.v2_piece_hash(piece));
+        }
+        fs::write(dir.path().join("file.bin"), noise(9_000_001, 5)).unwrap();
+    }
 }
 
 #[test]

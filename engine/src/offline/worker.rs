@@ -5,8 +5,8 @@
 //! their buffers go back to reading before the next call. So the device is busy while the core
 //! hashes, and memory is what the arena holds, whatever the length of a piece.
 //!
-//! What the page cache has comes in short steps, one at a time: they stay in the core's own cache
-//! between the copy and the hash. What comes from the device is read ahead by four long steps a lane.
+//! What the page cache has comes in short steps, one at a time: they stay in the outer caches between
+//! the copy and the hash. What comes from the device is read ahead by four long steps a lane.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,8 +26,9 @@ use super::read::{Arrived, Bytes, IoMode, OpenFile, Reads, Wanted};
 pub(super) const LANES: usize = 16;
 /// Steps that a lane reads ahead from a device. With two, a fast disk idles while a round is hashed.
 pub(super) const STEPS_AHEAD: usize = 4;
-/// A step from the page cache: sixteen of them fit the second-level cache of a core.
-const STEP_LEN_CACHED: usize = 64 << 10;
+/// A step from the page cache: sixteen of them fit the outer caches of a core. Half of it costs a tenth
+/// more processor time for the calls, twice of it gains nothing (measured on Zen 4).
+const STEP_LEN_CACHED: usize = 128 << 10;
 /// A step from a device.
 const STEP_LEN_DEVICE: usize = EXTENT_LEN_BYTES;
 /// Most bytes of one lane that are hashed in one round, so that lanes advance together.
@@ -209,6 +210,9 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
             (_, IoMode::Mmap) => (STEP_LEN_DEVICE, 1),
             _ => (STEP_LEN_DEVICE, STEPS_AHEAD),
         };
+        if !is_cached {
+            self.reads.expect_device();
+        }
         // In file order the arena alone bounds how far ahead the one stream is.
         let steps_max = if self.pace.in_file_order { usize::MAX } else { steps_max };
         Lane {
