@@ -13,7 +13,7 @@ use ringseed_abci::driver::{
     Application, ApplicationError, FinalizedBlock, Info, InitChain, Proposal, SnapshotOffer,
     SnapshotVerdict, TxResult, Verdict,
 };
-use ringseed_abci::shim::codec::{FrameBuffer, put_frame};
+use ringseed_abci::shim::codec::{FrameBuffer, put_frame, request_len_bytes_max};
 use ringseed_abci::shim::{Limits, ListenAddr, Listener, Shim};
 use ringseed_ledger::{
     Addr, DataHash, Genesis, GenesisMember, InfoHashV1, Offer, Params, SigningKey, Tx, TxBody,
@@ -208,9 +208,8 @@ pub fn call_us(server: &Server, calls: usize) -> f64 {
     times[calls / 2]
 }
 
-/// From the first byte sent of a block of 21 MB to its answer.
-pub fn finalize_ms(server: &Server) -> f64 {
-    let mut client = (server.connect)();
+/// A block of 21 MB as it goes over the socket.
+fn big_block() -> Vec<u8> {
     let block = RequestFinalizeBlock {
         height: 1,
         txs: vec![vec![7; TX_LEN_BYTES].into(); BLOCK_TXS],
@@ -219,6 +218,37 @@ pub fn finalize_ms(server: &Server) -> f64 {
     };
     let mut bytes = Vec::new();
     frame(request::Value::FinalizeBlock(block), &mut bytes);
+    bytes
+}
+
+/// Processor time of decoding that block as it comes from a socket, in pieces of at most 128 KiB,
+/// growing memory and giving it back included.
+pub fn decode_ms() -> f64 {
+    let bytes = big_block();
+    let before = processor_seconds();
+    let mut received = FrameBuffer::new(request_len_bytes_max);
+    let mut left = &bytes[..];
+    let mut decoded = None;
+    while !left.is_empty() {
+        let space = received.space();
+        let len = left.len().min(space.len()).min(128 << 10);
+        space[..len].copy_from_slice(&left[..len]);
+        left = &left[len..];
+        received.handle_received(len);
+        decoded = received.poll_message::<Request>().expect("a request");
+    }
+    let Some(Request { value: Some(request::Value::FinalizeBlock(block)) }) = decoded else {
+        panic!("no block was decoded")
+    };
+    assert_eq!(block.txs.len(), BLOCK_TXS);
+    drop(block);
+    (processor_seconds() - before) * 1e3
+}
+
+/// From the first byte sent of a block of 21 MB to its answer.
+pub fn finalize_ms(server: &Server) -> f64 {
+    let mut client = (server.connect)();
+    let bytes = big_block();
     let start = Instant::now();
     client.stream.write_all(&bytes).expect("it reads");
     assert!(matches!(client.reply(), response::Value::FinalizeBlock(_)));
