@@ -26,30 +26,39 @@ fn number(value: &Value, section: &str, key: &str) -> u64 {
     value[section][key].as_u64().unwrap_or(0)
 }
 
-/// Kills the datatrust at `index` when it holds a third of the listing, starts it again, and proves by its
-/// counters that it fetched only what it had not held.
+/// Ends the datatrust at `index` by `signal` when it holds so much of the listing, starts it again, and
+/// returns what it held.
 #[track_caller]
-fn kill_in_mid_fetch(market: &mut Market, index: usize, infohash: &str, total: u64) {
+fn end_in_mid_fetch(market: &mut Market, index: usize, signal: Signal, at_least: u64) -> u64 {
     let have = |market: &Market| number(&market.status(index), "payload", "have_bytes");
-    market.wait("a third of the data", |market| have(market) > total / 3);
+    market.wait("enough of the data", |market| have(market) > at_least);
     let held = have(market);
-    assert!(held < total, "it was too fast to be killed in the middle");
-    market.kill(index);
+    let mut process = market.nodes[index].process.take().expect("it runs");
+    process.signal(signal);
+    let ended = process.wait(PATIENCE);
+    assert_eq!(ended.code, (signal == Signal::INT).then_some(0), "{}", ended.stderr);
     market.start(index);
+    held
+}
+
+/// Proves by the counters of its last life that the datatrust fetched only what it had not held before.
+#[track_caller]
+fn fetched_nothing_twice(market: &mut Market, index: usize, infohash: &str, held: u64, total: u64) {
+    assert!(held < total, "it was too fast to be ended in the middle");
     market.wait("the rest of the data", |market| market.show(index, infohash)["complete"] == true);
     let status = market.status(index);
     let fetched = number(&status, "engine", "payload_verified_bytes");
-    // What lay in memory at the kill is lost with it: at most the pieces of one write.
+    // What lay in memory at a kill is lost with it: at most the pieces of one write.
     let in_memory = 1 << 20;
     assert!(
         fetched <= total - held + in_memory,
-        "{fetched} fetched after the kill, {held} of {total} were held before: {status}"
+        "{fetched} fetched in the last life, {held} of {total} were held before: {status}"
     );
     assert!(fetched > 0, "{status}");
 }
 
 #[test]
-fn a_killed_founder_and_a_killed_newcomer_resume_and_fetch_nothing_twice() {
+fn a_founder_and_a_newcomer_that_were_ended_resume_and_fetch_nothing_twice() {
     let _turn = alone();
     let scratch = Scratch::new("killed");
     let total = 20 << 20;
@@ -61,13 +70,18 @@ fn a_killed_founder_and_a_killed_newcomer_resume_and_fetch_nothing_twice() {
     }
     market.start_founders();
     let infohash = market.add(0, &file);
-    kill_in_mid_fetch(&mut market, 1, &infohash, total);
+    let held = end_in_mid_fetch(&mut market, 1, Signal::KILL, total / 3);
+    fetched_nothing_twice(&mut market, 1, &infohash, held, total);
     market.wait("the promotion", |market| (0..4).all(|at| market.holds(at, &infohash)));
 
     let newcomer = market.join();
     market.start(newcomer);
     market.admit(&[newcomer]);
-    kill_in_mid_fetch(&mut market, newcomer, &infohash, total);
+    // Ctrl-C first, then a kill.
+    let before = end_in_mid_fetch(&mut market, newcomer, Signal::INT, total / 4);
+    let held = end_in_mid_fetch(&mut market, newcomer, Signal::KILL, total / 2);
+    assert!(held >= before, "{before} held before Ctrl-C, {held} after");
+    fetched_nothing_twice(&mut market, newcomer, &infohash, held, total);
     market.wait("the newcomer's attestation", |market| {
         let row = market.show(0, &infohash);
         row["holders"].as_array().is_some_and(|holders| holders.len() == 5)

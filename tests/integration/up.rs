@@ -199,7 +199,7 @@ fn whole_story() -> Result<(), Failed> {
 /// half to two joiners, who serve each other.
 fn capped_uplinks() -> Result<(), Failed> {
     let scratch = Scratch::new("up");
-    let flags = ["--synthetic", "24MiB", "--listings", "4", "--uplink", "6MB/s"];
+    let flags = ["--synthetic", "24MiB", "--listings", "4", "--uplink", "4MB/s"];
     let result = check_story(once(&scratch, &flags), 4)?;
     let replicated = &result["replicated"];
     let mean = real(replicated, "origin_copies_mean");
