@@ -222,8 +222,8 @@ mod tests {
         let here = std::env::temp_dir().join(format!("rs-place-{}", std::process::id()));
         std::fs::create_dir_all(&here).unwrap();
         if !is_memory(&here).unwrap() {
-            assert_eq!(choose_place(&[here.clone()], 1).unwrap(), here);
-            let error = choose_place(&[here.clone()], u64::MAX).unwrap_err();
+            assert_eq!(choose_place(std::slice::from_ref(&here), 1).unwrap(), here);
+            let error = choose_place(std::slice::from_ref(&here), u64::MAX).unwrap_err();
             assert_eq!(error.code.exit(), 8);
         }
         let nowhere = PathBuf::from("/proc/nowhere");

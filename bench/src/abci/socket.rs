@@ -150,7 +150,7 @@ impl Server {
         let server = tendermint_abci::ServerBuilder::default().bind("127.0.0.1:0", shim);
         let server = server.expect("it listens");
         let addr = server.local_addr();
-        std::thread::spawn(move || server.listen());
+        std::thread::spawn(move || drop(server.listen()));
         let connect = move || {
             let stream = TcpStream::connect(&addr).expect("it listens");
             stream.set_nodelay(true).expect("a TCP socket");

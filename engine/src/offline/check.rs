@@ -103,6 +103,9 @@ pub fn check_with(
     Ok(lock(&report).take().expect("a check that did not fail has a report"))
 }
 
+/// What [`check_many`] calls for each torrent: its place in the list, and what was found.
+pub type ReportMany<'a> = dyn Fn(usize, Result<(&Metainfo, CheckReport), OfflineError>) + Sync + 'a;
+
 /// Checks as many torrents as there are `.torrent` files in `torrents`, whose data all lie in
 /// `data_dir`, through the same lanes. `report` gets each one's place in the list and what was found,
 /// in no particular order and from several threads; a file that is no torrent is one report and stops
@@ -114,7 +117,7 @@ pub fn check_many(
     torrents: &[PathBuf],
     data_dir: &Path,
     options: &ReadOptions,
-    report: &(dyn Fn(usize, Result<(&Metainfo, CheckReport), OfflineError>) + Sync),
+    report: &ReportMany<'_>,
 ) -> Result<(), OfflineError> {
     let root = open_root(data_dir)?;
     let many = Many { torrents, root: &root, report };
@@ -148,7 +151,7 @@ impl<'a> Targets<'a> for One<'a> {
 struct Many<'a> {
     torrents: &'a [PathBuf],
     root: &'a DirHandle,
-    report: &'a (dyn Fn(usize, Result<(&Metainfo, CheckReport), OfflineError>) + Sync),
+    report: &'a ReportMany<'a>,
 }
 
 impl<'a> Targets<'a> for Many<'a> {
@@ -264,10 +267,10 @@ where
             (PieceState::Good, _) => {
                 found.good_bytes += crate::shard::payload_of(self.geometry(), piece);
             }
-            (PieceState::ViewsDisagree, Ok(PieceDigests { sha1: Some(sha1), .. })) => {
-                if found.disagreement.is_none_or(|(first, _)| raw < first) {
-                    found.disagreement = Some((raw, sha1));
-                }
+            (PieceState::ViewsDisagree, Ok(PieceDigests { sha1: Some(sha1), .. }))
+                if found.disagreement.is_none_or(|(first, _)| raw < first) =>
+            {
+                found.disagreement = Some((raw, sha1));
             }
             _ => {}
         }

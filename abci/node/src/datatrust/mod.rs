@@ -454,11 +454,11 @@ impl Datatrust {
             Event::MetadataReady { id } => self.check_description(id),
             Event::Complete { id } => {
                 self.check_description(id);
-                if let Some((hash, entry)) = find(&mut self.book(), id) {
-                    if entry.fault.is_none() {
-                        entry.is_complete = true;
-                        info!(listing = units::short_hex(hash), "complete");
-                    }
+                if let Some((hash, entry)) = find(&mut self.book(), id)
+                    && entry.fault.is_none()
+                {
+                    entry.is_complete = true;
+                    info!(listing = units::short_hex(hash), "complete");
                 }
                 let _ = self.owed.send(());
             }

@@ -234,7 +234,7 @@ fn verify_node(dir: &Path, expected: usize, mut progress: impl FnMut(u64)) -> Re
 /// Bytes of a hexadecimal answer.
 pub(super) fn decode_hex(text: &str) -> Result<Vec<u8>> {
     let bad = || Error::new(Code::BadAnswer, "an answer is not hexadecimal");
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return Err(bad());
     }
     let digit = |c: u8| (c as char).to_digit(16).map(|digit| digit as u8);

@@ -191,7 +191,7 @@ fn the_stock_server_serves_the_same_ledger() {
     let server = ServerBuilder::default().bind("127.0.0.1:0", shim).unwrap();
     let addr = server.local_addr();
     // The stock server cannot be stopped: its thread ends with the process.
-    std::thread::spawn(move || server.listen());
+    std::thread::spawn(move || drop(server.listen()));
     let mut theirs = ClientBuilder::default().connect(addr).unwrap();
     let served = serve_tcp("shim-stock-ours");
     let mut ours = stock_client(&served);
