@@ -239,7 +239,7 @@ impl Shard {
         active.set_have(piece);
         active.stored.set(piece);
         active.requests.piece_done(piece);
-        active.assembler.found(piece);
+        active.assembler.found(&geometry, piece);
         let is_owned = active.place.is_owned();
         active.unannounced.insert(piece.get());
         self.announce(listing, &std::iter::once(piece.get()).collect());

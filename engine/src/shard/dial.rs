@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::wire::{Blame, PeerId};
 
 use super::Shard;
-use super::peer::{CloseReason, Conn};
+use super::peer::{CloseReason, Conn, Who};
 use super::timers::Timer;
 use crate::api::ListingId;
 
@@ -81,18 +81,17 @@ impl Shard {
         if !active.wants_peers() || self.is_stopping {
             return;
         }
-        let ids: Vec<PeerId> = active
-            .conns
-            .iter()
-            .filter_map(|id| self.conns.get(id).and_then(|conn| conn.peer_id))
-            .collect();
+        let connected: Vec<Who> =
+            active.conns.iter().filter_map(|id| self.conns.get(id).and_then(Conn::who)).collect();
         let room = (self.config.peers_per_listing_max as usize).saturating_sub(active.conns.len());
         let wire_ids = active.wire_ids.clone();
         let mut next: Option<Instant> = None;
         let mut due = Vec::new();
         for (&addr, target) in &mut active.dialer.targets {
-            let is_known =
-                |peer_id: PeerId| ids.contains(&peer_id) || self.banned.contains_key(&peer_id);
+            let is_known = |peer_id: PeerId| {
+                let who = Who::of(peer_id, addr);
+                connected.contains(&who) || self.banned.contains_key(&who)
+            };
             if target.is_dialling || target.peer_id.is_some_and(is_known) {
                 continue; // looked at again when that connection ends
             }

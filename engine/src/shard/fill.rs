@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 
 use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{BlockRef, EXTENT_LEN_MAX, ExtentIndex, Geometry, PieceIndex};
-use ringseed_core::wire::{Kept, PeerId};
+use ringseed_core::wire::Kept;
 use ringseed_sys::arena::ExtentMut;
 
-use super::peer::ConnId;
+use super::peer::{ConnId, Who};
 use crate::store::RunSet;
 
 /// An extent that lies wholly in a pad.
@@ -36,7 +36,7 @@ pub(super) struct FillBlock {
     pub block: BlockRef,
     pub offset: u32,
     /// Who sent it; `None` while it is missing.
-    pub from: Option<PeerId>,
+    pub from: Option<Who>,
     /// The connection whose bytes may lie in its place already. Others bring theirs in buffers of
     /// their own, so that a block never mixes bytes of two peers and blame finds the right one.
     owner: Option<ConnId>,
@@ -157,9 +157,14 @@ impl Assembler {
         }
     }
 
-    /// A piece was found on disk: nothing of it is missing.
-    pub fn found(&mut self, piece: PieceIndex) {
+    /// A piece was found on disk: nothing of it is wanted any more.
+    pub fn found(&mut self, geometry: &Geometry, piece: PieceIndex) {
         self.missing.remove(&piece.get());
+        for extent in geometry.extents_of_piece(piece) {
+            if let Some(fill) = self.fills.get_mut(&extent.get()) {
+                fill.blocks.retain(|block| block.block.piece() != piece);
+            }
+        }
     }
 
     /// Whether an extent is being filled.
@@ -231,7 +236,7 @@ impl Assembler {
         block: BlockRef,
         kept: Option<Kept>,
         conn: ConnId,
-        from: PeerId,
+        from: Who,
     ) -> Arrival {
         let (extent, offset) = geometry.extent_of(block);
         let Some(fill) = self.fills.get_mut(&extent.get()) else { return Arrival::Duplicate };
@@ -290,8 +295,8 @@ impl Assembler {
     }
 
     /// Who sent blocks of a piece, each peer once.
-    pub fn senders_of(&self, geometry: &Geometry, piece: PieceIndex) -> Vec<(PeerId, u64)> {
-        let mut senders: BTreeMap<PeerId, u64> = BTreeMap::new();
+    pub fn senders_of(&self, geometry: &Geometry, piece: PieceIndex) -> Vec<(Who, u64)> {
+        let mut senders: BTreeMap<Who, u64> = BTreeMap::new();
         for block in self.blocks_of(geometry, piece) {
             if let Some(from) = block.from {
                 *senders.entry(from).or_default() += u64::from(block.block.len());
@@ -473,7 +478,7 @@ mod tests {
         for piece in geometry.pieces() {
             let block = geometry.blocks_of_piece(piece).next().unwrap();
             let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
-            let peer = PeerId([1; 20]);
+            let peer = Who::test(1);
             assert_eq!(assembler.land(&geometry, block, kept, ConnId(1), peer), Arrival::Whole);
             have.set(piece);
             filled.extend(assembler.finish(&geometry, piece, &have));
@@ -497,7 +502,7 @@ mod tests {
         assert!(assembler.place(&geometry, block, one).is_some());
         let mut lent = assembler.lend(extent).unwrap();
         let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
-        let landed = assembler.land(&geometry, block, kept, other, PeerId([2; 20]));
+        let landed = assembler.land(&geometry, block, kept, other, Who::test(2));
         assert_eq!(landed, Arrival::New);
         lent[..16_384].fill(9); // of the stream, not of this block
         assembler.give_back(extent, lent);
@@ -526,7 +531,7 @@ mod tests {
         for piece in geometry.pieces().skip(5) {
             let block = geometry.blocks_of_piece(piece).next().unwrap();
             let kept = Some(Kept { from_offset: 0, bytes: vec![7; 16_384] });
-            let peer = PeerId([1; 20]);
+            let peer = Who::test(1);
             assert_eq!(assembler.land(&geometry, block, kept, ConnId(1), peer), Arrival::Whole);
             have.set(piece);
             filled.extend(assembler.finish(&geometry, piece, &have));

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use ringseed_core::geometry::{BlockRef, ExtentIndex, PieceIndex};
 use ringseed_core::merkle;
-use ringseed_core::wire::PeerId;
 use ringseed_sys::hash;
 
 use super::Shard;
 use super::listing::{Active, Stage};
+use super::peer::Who;
 use crate::api::{ListingError, ListingId};
 
 /// Blocks put through SHA-256 in one call at most: 4 MiB, a few hundred microseconds.
@@ -37,7 +37,7 @@ pub(super) struct Suspicions {
 }
 
 /// Position in the piece, SHA-256, sender.
-type BlockDigest = (u32, [u8; 32], PeerId);
+type BlockDigest = (u32, [u8; 32], Who);
 
 /// What hashing says of a piece.
 enum Verdict {
@@ -287,10 +287,10 @@ impl Shard {
         }
     }
 
-    pub(super) fn convict(&mut self, listing: ListingId, sender: PeerId, piece: PieceIndex) {
+    pub(super) fn convict(&mut self, listing: ListingId, sender: Who, piece: PieceIndex) {
         let known = self.active.get(&listing).and_then(|active| active.sources.get(&sender));
         let Some(&(addr, _)) = known else { return };
-        self.ban(sender, addr, format!("sent bad data in piece {}", piece.get()));
+        self.ban(sender.peer_id, addr, format!("sent bad data in piece {}", piece.get()));
     }
 }
 

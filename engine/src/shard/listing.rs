@@ -18,6 +18,7 @@ use super::disk::DiskTask;
 use super::fill::Assembler;
 use super::hashing::Suspicions;
 use super::metadata::Metadata;
+use super::peer::Who;
 use super::requests::Requests;
 use super::spill::Senders;
 use crate::api::{
@@ -133,7 +134,7 @@ pub(super) struct Active {
     pub dialer: Dialer,
     pub metadata: Metadata,
     pub check: Option<Check>,
-    pub sources: BTreeMap<PeerId, (SocketAddr, u64)>,
+    pub sources: BTreeMap<Who, (SocketAddr, u64)>,
     pub journal_slot: Option<JournalSlot>,
     /// Extents of a verified piece whose write has not ended, by piece.
     pub writing: BTreeMap<u32, u32>,
@@ -234,7 +235,10 @@ impl Active {
         active.sources = row
             .sources
             .iter()
-            .map(|source| (PeerId(source.peer_id), (source.addr, source.verified_bytes)))
+            .map(|source| {
+                let who = Who::of(PeerId(source.peer_id), source.addr);
+                (who, (source.addr, source.verified_bytes))
+            })
             .collect();
         (active.sent_bytes, active.wasted_bytes) = (row.sent_bytes, row.wasted_bytes);
         active.is_complete_told = true;
@@ -362,8 +366,10 @@ impl Active {
     }
 
     fn source_list(&self) -> Vec<SourceStatus> {
-        let status = |(peer_id, &(addr, verified_bytes)): (&PeerId, &(SocketAddr, u64))| {
-            SourceStatus { peer_id: peer_id.0, addr, verified_bytes }
+        let status = |(who, &(addr, verified_bytes)): (&Who, &(SocketAddr, u64))| SourceStatus {
+            peer_id: who.peer_id.0,
+            addr,
+            verified_bytes,
         };
         self.sources.iter().map(status).collect()
     }

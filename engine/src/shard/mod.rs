@@ -42,7 +42,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use ringseed_core::swarm::Burden;
-use ringseed_core::wire::{GatherList, PeerId, ReceivePlan, WireId};
+use ringseed_core::wire::{GatherList, ReceivePlan, WireId};
 use ringseed_sys::arena::Arena;
 
 use crate::api::{Event, ListingId};
@@ -60,7 +60,7 @@ use leaves::LeafRead;
 use listing::Active;
 pub(crate) use listing::payload_of;
 pub use listing::{Catalogue, MemoryCatalogue, Row};
-use peer::{Conn, ConnId};
+use peer::{Conn, ConnId, Who};
 use receive::RecvFlight;
 use serve::{ReadJob, Reads};
 use slots::Slots;
@@ -147,8 +147,8 @@ pub struct Shard {
     next_conn: u64,
     /// Connections that something happened to in this turn.
     touched: BTreeSet<ConnId>,
-    strikes: BTreeMap<PeerId, u32>,
-    banned: BTreeMap<PeerId, ()>,
+    strikes: BTreeMap<Who, u32>,
+    banned: BTreeMap<Who, ()>,
     burden: Burden,
     plan: ReceivePlan,
     gather: GatherList,

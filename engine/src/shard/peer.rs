@@ -1,7 +1,7 @@
 //! One connection: its link, what is in flight on its socket, whom it talks to.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 use std::{fmt, io};
 
@@ -84,7 +84,32 @@ pub(super) struct Held {
     pub pieces: RunSet,
 }
 
+/// Who is held to account for what a connection brings. A peer id is what a peer calls itself, and
+/// anybody may take the name of another: its address counts with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Who {
+    pub ip: IpAddr,
+    pub peer_id: PeerId,
+}
+
+impl Who {
+    /// A peer id at an address.
+    pub fn of(peer_id: PeerId, addr: SocketAddr) -> Self {
+        Who { ip: addr.ip(), peer_id }
+    }
+
+    #[cfg(test)]
+    pub fn test(number: u8) -> Self {
+        Who { ip: [127, 0, 0, number].into(), peer_id: PeerId([number; 20]) }
+    }
+}
+
 impl Conn {
+    /// Who is at the other end, once it has said so.
+    pub fn who(&self) -> Option<Who> {
+        Some(Who::of(self.peer_id?, self.addr))
+    }
+
     /// The conversation, once there is one.
     pub fn channel(&self) -> Option<&Channel> {
         self.link.channel(ChannelId::STOCK)
@@ -100,7 +125,7 @@ impl Conn {
 }
 
 /// Keeps a table of peer ids bounded: whoever makes up ids by the thousand only makes us forget.
-fn bound_len<T>(peers: &mut BTreeMap<PeerId, T>) {
+fn bound_len<T>(peers: &mut BTreeMap<Who, T>) {
     if peers.len() >= PEERS_REMEMBERED_MAX {
         peers.pop_first();
     }
@@ -234,25 +259,27 @@ impl Shard {
         }
         if let CloseReason::Link(error) = &reason
             && error.blame() == Blame::Peer
-            && let Some(peer_id) = conn.peer_id
+            && let Some(who) = conn.who()
         {
             bound_len(&mut self.strikes);
-            let strikes = self.strikes.entry(peer_id).or_insert(0);
+            let strikes = self.strikes.entry(who).or_insert(0);
             *strikes += 1;
             if *strikes >= STRIKES_MAX {
-                self.ban(peer_id, conn.addr, error.to_string());
+                self.ban(who.peer_id, conn.addr, error.to_string());
             }
         }
     }
 
-    /// Refuses a peer id from now on, and says so once.
+    /// Refuses a peer id at its address from now on, and says so once. Elsewhere the id may be that of
+    /// an honest peer whose name was taken.
     pub(super) fn ban(&mut self, peer_id: PeerId, addr: SocketAddr, reason: String) {
+        let who = Who::of(peer_id, addr);
         bound_len(&mut self.banned);
-        if self.banned.insert(peer_id, ()).is_none() {
+        if self.banned.insert(who, ()).is_none() {
             tracing::warn!(%addr, reason, "peer banned");
             self.tell(crate::api::Event::PeerBanned { addr, peer_id: peer_id.0, reason });
         }
-        let of_peer = |(&id, conn): (&ConnId, &Conn)| (conn.peer_id == Some(peer_id)).then_some(id);
+        let of_peer = |(&id, conn): (&ConnId, &Conn)| (conn.who() == Some(who)).then_some(id);
         let conns: Vec<ConnId> = self.conns.iter().filter_map(of_peer).collect();
         for id in conns {
             self.close_conn(id, CloseReason::BadData);
@@ -272,7 +299,8 @@ impl Shard {
 
     fn handle_handshake(&mut self, id: ConnId, handshake: Handshake) {
         let Handshake { wire_id, peer_id, .. } = handshake;
-        if self.banned.contains_key(&peer_id) {
+        let addr = self.conns.get(&id).map(|conn| conn.addr);
+        if addr.is_some_and(|addr| self.banned.contains_key(&Who::of(peer_id, addr))) {
             self.close_conn(id, CloseReason::BadData);
             return;
         }
@@ -305,7 +333,7 @@ impl Shard {
         active.conns.insert(id);
         active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
         let addr = conn.addr;
-        active.sources.entry(peer_id).or_insert((addr, 0)).0 = addr;
+        active.sources.entry(Who::of(peer_id, addr)).or_insert((addr, 0)).0 = addr;
         if !conn.is_dialled {
             let Some(config) = self.channel_config(listing) else { return };
             let conn = self.conns.get_mut(&id).expect("looked up above");
@@ -319,8 +347,10 @@ impl Shard {
     /// so that both sides keep the same one. True when this connection is the one that went.
     fn resolve_duplicate(&mut self, id: ConnId, listing: ListingId, peer_id: PeerId) -> bool {
         let Some(active) = self.active.get(&listing) else { return false };
+        // The same name at another address may be a stranger who wants the honest one thrown out.
+        let Some(who) = self.conns.get(&id).and_then(Conn::who) else { return false };
         let same = |other: &&ConnId| {
-            **other != id && self.conns.get(other).is_some_and(|conn| conn.peer_id == Some(peer_id))
+            **other != id && self.conns.get(other).and_then(Conn::who) == Some(who)
         };
         let Some(&other) = active.conns.iter().find(same) else { return false };
         let we_are_lower = self.config.peer_id < peer_id.0;

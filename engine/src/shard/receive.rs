@@ -199,10 +199,10 @@ impl Shard {
         let len_bytes = u64::from(block.len());
         self.counters.payload_received_bytes.add(len_bytes);
         let Some(conn) = self.conns.get(&id) else { return };
-        let Some(peer_id) = conn.peer_id else { return };
+        let Some(who) = conn.who() else { return };
         let Some(active) = self.active.get_mut(&listing) else { return };
         let arrival = match active.layout_mut() {
-            Some((geometry, assembler)) => assembler.land(geometry, block, kept, id, peer_id),
+            Some((geometry, assembler)) => assembler.land(geometry, block, kept, id, who),
             None => Arrival::Duplicate,
         };
         match arrival {

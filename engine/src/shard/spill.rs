@@ -6,12 +6,12 @@
 //! back and judged as a check does. Until then nothing of it is had, served or claimed.
 
 use ringseed_core::geometry::{ExtentIndex, PieceIndex};
-use ringseed_core::wire::PeerId;
 
 use super::Job;
 use super::Shard;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
 use super::hashing::check_v2;
+use super::peer::Who;
 use crate::api::ListingId;
 use crate::store::RunSet;
 
@@ -175,4 +175,4 @@ impl Shard {
 }
 
 /// Who sent how much of a piece, kept while it is read back.
-pub(super) type Senders = Vec<(PeerId, u64)>;
+pub(super) type Senders = Vec<(Who, u64)>;

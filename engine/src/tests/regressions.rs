@@ -56,6 +56,43 @@ fn strangers_over_the_bound_leave_room_when_they_go() {
     leech.wait_complete(id);
 }
 
+/// Whoever called itself by the id of an honest peer took the place of its connection, and its bans
+/// with it.
+#[test]
+fn a_stranger_with_the_name_of_a_peer_does_not_push_it_out() {
+    let dir = TestDir::new("name");
+    let source = dir.path().join("source");
+    tree(&source.join("data"), 6);
+    let metainfo = torrent(&source.join("data"), Kind::V1, 64 << 10);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    seed.engine.set_upload_rate(Some(1_000_000));
+    let mut leech = Node::start(dir.path(), 2);
+    let id = leech.fetch(&metainfo, &dir.path().join("into"), &[seed.addr()]);
+    let until = Instant::now() + PATIENCE;
+    while leech.engine.listing_status(id).unwrap().have_bytes == 0 {
+        assert!(Instant::now() < until);
+        sleep(Duration::from_millis(5));
+    }
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+    rustix::net::connect(&socket, &leech.addr()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    let mut peer_id = *b"-RS0100-000000000000";
+    peer_id[19] = 1;
+    stream.write_all(&handshake(&metainfo, peer_id)).unwrap();
+    assert_eq!(stream.read(&mut [0; 68]).unwrap(), 68);
+    sleep(Duration::from_millis(50));
+    assert_eq!(leech.engine.listing_status(id).unwrap().peers, 2);
+    seed.engine.set_upload_rate(None);
+    leech.wait_complete(id);
+}
+
 /// Requests that cross extents were counted anew with every turn. Behind a megabyte of other answers
 /// they gathered, and the send that took them all had more parts than a send may have: a panic that
 /// any peer could cause.
