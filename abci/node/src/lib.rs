@@ -153,7 +153,9 @@ fn plain(value: &Value) -> String {
 fn start_log(cli: &Cli) {
     let level = match (&cli.command, cli.verbose) {
         // The consensus core reports every vote at `info`.
-        (Command::Start(_) | Command::Abci(_), 0) => "warn,ringseed=info,ringseed_abci=info,ringseed_engine=info",
+        (Command::Start(_) | Command::Abci(_), 0) => {
+            "warn,ringseed=info,ringseed_abci=info,ringseed_engine=info"
+        }
         (_, 0) => "warn",
         (_, 1) => "debug",
         _ => "trace",

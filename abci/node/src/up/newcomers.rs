@@ -2,7 +2,7 @@
 //! alone.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::burden::{bound, copies};
 use super::children::{Process, last_lines};
 use super::market::{Market, STALL_MAX};
 use super::proof::decode_hex;
-use super::story::{Offered, Story, sum};
+use super::story::{Offered, Story, cpu_of, sum};
 use super::verify;
 use crate::control::Request;
 use crate::error::{Code, Error, Result};
@@ -33,9 +33,7 @@ impl Story<'_> {
         for index in count..all {
             self.market.start(index, None)?;
         }
-        self.admit(count..all)?;
-        let cpu_before = self.cpu()?;
-        let began = Instant::now();
+        let (began, cpu_before) = self.admit(count..all)?;
         let names = self.names(count..all);
         let label = format!("      {} join", names.join(" and "));
         let listings = self.listings.len() as u64;
@@ -116,10 +114,13 @@ impl Story<'_> {
     }
 
     /// Founders vote for the newcomers as soon as they have registered.
-    fn admit(&mut self, newcomers: Range<usize>) -> Result<()> {
+    /// Returns when the first vote was sent, and the CPU time spent until then: from there on newcomers
+    /// may fetch.
+    fn admit(&mut self, newcomers: Range<usize>) -> Result<(Instant, Duration)> {
         let count = self.founders();
         let keys: Vec<String> =
             self.market.nodes[newcomers].iter().map(|node| node.key.clone()).collect();
+        let mut first = None;
         let mut waiting = keys.clone();
         self.market.wait("admission", |market| {
             let members = market.nodes[0].ask(&Request::MemberLs)?;
@@ -135,6 +136,9 @@ impl Story<'_> {
                 .cloned()
                 .collect();
             for key in &ready {
+                if first.is_none() {
+                    first = Some((Instant::now(), cpu_of(market)?));
+                }
                 vote(market, count, key)?;
             }
             waiting
@@ -142,7 +146,8 @@ impl Story<'_> {
             let heights = market.nodes.iter().filter_map(|node| node.ask(&Request::Status).ok());
             let moving = heights.map(|one| number(&one["consensus"], "height").min(50)).sum();
             Ok((waiting.is_empty(), moving))
-        })
+        })?;
+        first.ok_or_else(|| Error::bug("admitted without a vote"))
     }
 
     /// Newcomers that hold everything get power, one per trust window.

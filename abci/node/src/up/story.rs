@@ -261,8 +261,7 @@ impl<'a> Story<'a> {
 
     /// CPU time of all datatrusts so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let statuses = self.market.statuses()?;
-        Ok(Duration::from_millis(sum(&statuses, "process", "cpu_ms")))
+        cpu_of(self.market)
     }
 
     /// Bytes on sockets, stored, wasted and verified, over these datatrusts.
@@ -320,6 +319,11 @@ pub(super) struct Carried {
     pub(super) by_listing: Vec<BTreeMap<String, u64>>,
     /// How many sources the largest listing had, at the receiver that had fewest.
     pub(super) sources_of_largest: u64,
+}
+
+/// CPU time of all datatrusts so far.
+pub(super) fn cpu_of(market: &Market) -> Result<Duration> {
+    Ok(Duration::from_millis(sum(&market.statuses()?, "process", "cpu_ms")))
 }
 
 /// One counter over all these datatrusts.
