@@ -59,9 +59,11 @@ impl Market {
     }
 
     /// Finds addresses for `count` datatrusts, each with a free port and a free next one. Begins at a
-    /// place that depends on the process, so that two `up`s rarely look at the same ports.
+    /// place that depends on the process, so that two `up`s rarely look at the same ports, and below
+    /// the ports that Linux gives to outgoing connections (32,768 and up): one of those could take a
+    /// newcomer's port before the newcomer starts.
     pub(super) fn reserve_ports(&mut self, count: usize) -> Result<()> {
-        let first = 20_000 + (std::process::id() % 1_000) as u16 * 20;
+        let first = 12_000 + (std::process::id() % 1_000) as u16 * 20;
         self.ports = market::free_pairs(IpAddr::V4(Ipv4Addr::LOCALHOST), first, count)?;
         self.ports.reverse();
         Ok(())
