@@ -10,6 +10,7 @@ use ringseed_sys::dir::DirHandle;
 
 use super::queue::{Absent, PieceDigests, Target, Targets};
 use super::read::{IoMode, OpenFile, ReadOptions};
+use super::worker::is_our_lack;
 use super::{OfflineError, Progress, hash_all};
 
 /// Reasons that a report keeps: a dying disk has one for every sector.
@@ -165,6 +166,9 @@ impl<'a> Targets<'a> for Many<'a> {
             Ok(metainfo) => {
                 let done = move |metainfo: &Metainfo, found| report(index, Ok((metainfo, found)));
                 Ok(Some(Arc::new(Checked::new(metainfo, self.root, done))))
+            }
+            Err(OfflineError::Read { source, .. }) if is_our_lack(&source) => {
+                Err(OfflineError::Ring(source))
             }
             Err(error) => {
                 report(index, Err(error));

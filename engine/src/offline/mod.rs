@@ -23,6 +23,7 @@ use ringseed_core::metainfo::create::CreateError;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::dir::DirHandle;
 use ringseed_sys::probe;
+use ringseed_sys::process;
 use ringseed_sys::ring::Ring;
 use thiserror::Error;
 
@@ -116,6 +117,8 @@ fn hash_all<'a>(
         ReadOrder::FileOrder => true,
     };
     let pace = Pace { io: options.io, in_file_order };
+    // A thread holds up to a hundred files of two descriptors each.
+    process::raise_open_files_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let has_ring = options.ring && options.io != IoMode::Mmap && Ring::new(8).is_ok();
     let is_plain = !has_ring && options.io != IoMode::Mmap;

@@ -263,6 +263,8 @@ struct Kept {
     found: Mutex<Vec<Option<PieceDigests>>>,
     /// The file is cut to this length as soon as it is open.
     cut_to: Option<u64>,
+    /// What opening says instead of opening.
+    open_error: Option<i32>,
     absent: Mutex<Vec<u32>>,
 }
 
@@ -274,6 +276,7 @@ impl Kept {
             root: DirHandle::open(dir.path()).unwrap(),
             found: Mutex::new(vec![None; count]),
             cut_to,
+            open_error: None,
             absent: Mutex::default(),
         })
     }
@@ -290,6 +293,9 @@ impl Target for Kept {
         io: IoMode,
     ) -> io::Result<Option<OpenFile>> {
         let path = self.metainfo.info().files()[file.get() as usize].path.as_path();
+        if let Some(number) = self.open_error {
+            return Err(io::Error::from_raw_os_error(number));
+        }
         let open = OpenFile::open(&self.root, path, io)?;
         if let Some(len) = self.cut_to {
             fs::File::options().write(true).open(self.root.path().join(path))?.set_len(len)?;
@@ -396,6 +402,29 @@ fn a_file_cut_short_under_its_map_is_damage_and_no_crash() {
             assert_eq!(digests.root, kept.metainfo.v2_piece_hash(piece));
         }
         fs::write(dir.path().join("file.bin"), noise(9_000_001, 5)).unwrap();
+    }
+}
+
+/// Too many open files is our lack and no damage: whoever asked must not fetch good data again.
+#[test]
+fn what_this_process_lacks_is_an_error_and_no_damage() {
+    let dir = TestDir::new("offline-lack");
+    fs::write(dir.path().join("file.bin"), noise(1_000_001, 5)).unwrap();
+    for (number, is_lack) in [(24, true), (12, true), (13, false), (5, false)] {
+        let metainfo = torrent_of_file(&dir, Kind::V1, 256 << 10);
+        let kept = Kept::new(&dir, metainfo, None);
+        let mut kept = std::sync::Arc::try_unwrap(kept).unwrap_or_else(|_| unreachable!());
+        kept.open_error = Some(number);
+        let kept = std::sync::Arc::new(kept);
+        let targets: &'static std::sync::Arc<Kept> = Box::leak(Box::new(kept.clone()));
+        let queue = Queue::new(targets, &quiet);
+        let arena = Arena::new(LANES * EXTENT_LEN_BYTES).unwrap();
+        let pace = Pace { io: IoMode::Buffered, in_file_order: false };
+        let stop = AtomicBool::new(false);
+        Worker::new(&queue, PlainReads::default(), arena, pace, &stop).run();
+        let result = queue.into_result();
+        assert_eq!(result.is_err(), is_lack, "{number}: {result:?}");
+        assert_eq!(kept.absent.lock().unwrap().len(), if is_lack { 0 } else { 4 });
     }
 }
 

@@ -17,6 +17,7 @@ use ringseed_core::geometry::{BLOCK_LEN, FileIndex, Geometry};
 use ringseed_core::merkle::piece_layer_number;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::hash::{self, Job, Sha1LaneSet, merkle};
+use rustix::io::Errno;
 
 use super::OfflineError;
 use super::queue::{Absent, Loaded, Next, PieceDigests, Queue, Run};
@@ -150,7 +151,7 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
                 return Err(OfflineError::Stopped);
             }
             self.fill_lanes()?;
-            self.start_reads();
+            self.start_reads()?;
             if self.reads.in_flight() > 0 {
                 // What was started must reach the device before the core is busy with hashing.
                 let reached = match self.should_hash() {
@@ -160,7 +161,7 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
                 reached.map_err(OfflineError::Ring)?;
             }
             while let Some(arrived) = self.reads.next_arrived() {
-                self.handle_arrived(arrived);
+                self.handle_arrived(arrived)?;
             }
             if self.should_hash() {
                 self.hash_round()?;
@@ -232,22 +233,23 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
     }
 
     /// Starts what the lanes may read, runs that began first first.
-    fn start_reads(&mut self) {
+    fn start_reads(&mut self) -> Result<(), OfflineError> {
         let mut order: Vec<usize> =
             (0..LANES).filter(|&index| self.lanes[index].is_some()).collect();
         order.sort_unstable_by_key(|&index| self.lanes[index].as_ref().map(|lane| lane.order));
         for index in order {
             let Some(mut lane) = self.lanes[index].take() else { continue };
-            let is_out_of_buffers = !self.start_reads_of(index, &mut lane);
+            let has_buffers = self.start_reads_of(index, &mut lane);
             self.lanes[index] = Some(lane);
-            if is_out_of_buffers {
-                return;
+            if !has_buffers? {
+                break;
             }
         }
+        Ok(())
     }
 
     /// `false` when there was no buffer for the next step.
-    fn start_reads_of(&mut self, index: usize, lane: &mut Lane<'a>) -> bool {
+    fn start_reads_of(&mut self, index: usize, lane: &mut Lane<'a>) -> Result<bool, OfflineError> {
         // Of short files, as many steps as make up the bytes of one, within the same bounds.
         let held: usize = lane.steps.iter().map(|step| step.len).sum();
         let mut small_left = lane.step_len.saturating_sub(held);
@@ -263,13 +265,14 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
                         let buf = match self.reads.needs_buffer() {
                             true => match self.arena.try_take() {
                                 Some(buf) => Some(buf),
-                                None => return false,
+                                None => return Ok(false),
                             },
                             false => None,
                         };
                         wanted = Some((file, buf));
                     }
                     Ok(None) => step.what = What::Absent(Absent::Missing),
+                    Err(error) if is_our_lack(&error) => return Err(OfflineError::Ring(error)),
                     Err(error) => {
                         let file = step.file;
                         step.what = What::Absent(Absent::Unreadable { file, error });
@@ -287,7 +290,7 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
             small_left = small_left.saturating_sub(step.len);
             lane.steps.push_back(step);
         }
-        true
+        Ok(true)
     }
 
     /// An open file, from those at hand or opened now.
@@ -307,7 +310,7 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
         Ok(opened)
     }
 
-    fn handle_arrived(&mut self, Arrived { token, result }: Arrived) {
+    fn handle_arrived(&mut self, Arrived { token, result }: Arrived) -> Result<(), OfflineError> {
         let lane = self.lanes[(token >> 32) as usize].as_mut().expect("a lane that waits");
         let step = lane.steps.get_mut((token as u32).wrapping_sub(lane.front) as usize);
         let step = step.expect("a step that waits");
@@ -316,8 +319,10 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 What::Absent(Absent::Missing)
             }
+            Err(error) if is_our_lack(&error) => return Err(OfflineError::Ring(error)),
             Err(error) => What::Absent(Absent::Unreadable { file: step.file, error }),
         };
+        Ok(())
     }
 
     /// How many messages could be hashed now: what fills the lanes.
@@ -460,6 +465,13 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
         }
         Ok(())
     }
+}
+
+/// Whether this process lacks something, which says nothing of the file: it must not pass for damage.
+pub(super) fn is_our_lack(error: &io::Error) -> bool {
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    lacks.iter().any(|lack| error.raw_os_error() == Some(lack.raw_os_error()))
+        || error.kind() == io::ErrorKind::OutOfMemory
 }
 
 /// The node over the leaves of a piece: of the piece layer, or the root of a file of one piece.

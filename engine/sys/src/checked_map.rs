@@ -18,8 +18,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// Maps at a time, over the whole process. The handler searches them, so they are few.
-pub const MAPS_MAX: usize = 1024;
+/// Maps at a time, over the whole process: a hundred for each of many threads. The handler searches
+/// them, which is quick beside the fault that brought it there.
+pub const MAPS_MAX: usize = 8192;
 
 /// What the handler knows of a map. It may run at any instruction, so there is no lock: the range is
 /// valid exactly while `base` is not 0.
