@@ -4,6 +4,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ringseed_core::merkle::{self, HashRange, TreeShape, UpperTree};
 use ringseed_core::metainfo::{INFO_LEN_MAX, Info, Metainfo};
@@ -13,6 +14,7 @@ use super::Shard;
 use super::leaves::ServedTree;
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
+use super::timers::Timer;
 use crate::api::{Event, ListingError, ListingId};
 use crate::store::journal::ListingKey;
 use crate::store::{RunSet, metainfo_path};
@@ -25,6 +27,12 @@ const METADATA_PIPELINE: u32 = 16;
 const HASHES_PER_REQUEST: u32 = 512;
 /// Hash requests in flight to one peer.
 const HASH_PIPELINE: usize = 32;
+
+/// Refusals after which a peer is not asked for hashes any more.
+const HASH_REFUSALS_MAX: u32 = 8;
+/// So long nothing comes, and others are asked. A peer that offers an info dict and then keeps silent,
+/// alive by its keep-alives, would otherwise hold a listing for ever.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of a listing that began with a hash alone.
 #[derive(Debug, Default)]
@@ -42,6 +50,9 @@ pub(super) struct Metadata {
     in_flight: BTreeMap<HashRequest, ConnId>,
     /// Who refused or botched hashes.
     hash_refused: BTreeMap<ConnId, u32>,
+    /// When the last part came, or the first was asked for.
+    news_at: Option<Instant>,
+    is_watched: bool,
     /// Upper trees of files, built when the first peer asks for hashes.
     pub trees: BTreeMap<[u8; 32], ServedTree>,
 }
@@ -83,12 +94,47 @@ impl Metadata {
     }
 }
 
+impl Metadata {
+    /// Nothing came for too long: whoever was asked is passed over. Those passed over before may be
+    /// asked again, or a listing whose peers all were silent once would never go on.
+    fn pass_over_silent(&mut self) {
+        self.refused.clear();
+        self.hash_refused.clear();
+        if let Some(fetch) = self.info.take() {
+            self.refused.insert(fetch.from);
+        }
+        for (request, id) in std::mem::take(&mut self.in_flight) {
+            self.queue.push(request);
+            self.hash_refused.insert(id, HASH_REFUSALS_MAX);
+        }
+    }
+}
+
 impl Shard {
+    /// The watch over a fetch of metadata fired.
+    pub(super) fn metadata_timeout(&mut self, listing: ListingId) {
+        let now = self.now;
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let metadata = &mut active.metadata;
+        metadata.is_watched = false;
+        if metadata.news_at.is_some_and(|at| at + SILENCE_MAX <= now) {
+            metadata.pass_over_silent();
+            metadata.news_at = Some(now);
+        }
+        self.pump_metadata(listing);
+    }
+
     /// Continues fetching metadata from whoever can give it.
     pub(super) fn pump_metadata(&mut self, listing: ListingId) {
+        let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
         if active.stage != Stage::Metadata {
             return;
+        }
+        let news_at = *active.metadata.news_at.get_or_insert(now);
+        if !active.metadata.is_watched {
+            active.metadata.is_watched = true;
+            self.timers.set((news_at + SILENCE_MAX).max(now), Timer::Metadata(listing));
         }
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         if active.metadata.partial.is_none() {
@@ -143,8 +189,10 @@ impl Shard {
         let total = total_len_bytes as usize;
         let begin = index as usize * METADATA_PIECE_LEN;
         let expected = total.saturating_sub(begin).min(METADATA_PIECE_LEN);
+        // Only what was asked for: a last piece sent first would make room for all before it.
         let is_sane = total.div_ceil(METADATA_PIECE_LEN) == fetch.got.len()
             && data.len() == expected
+            && index < fetch.next
             && fetch.got.get(index as usize) == Some(&false);
         if !is_sane {
             return self.metadata_refused(id, listing);
@@ -154,6 +202,7 @@ impl Shard {
         }
         fetch.bytes[begin..begin + data.len()].copy_from_slice(&data);
         fetch.got[index as usize] = true;
+        active.metadata.news_at = Some(self.now);
         fetch.left -= 1;
         if fetch.left > 0 {
             return self.pump_metadata(listing);
@@ -241,7 +290,7 @@ impl Shard {
             for &id in conns {
                 let refusals = metadata.hash_refused.get(&id).copied().unwrap_or(0);
                 let busy = metadata.in_flight.values().filter(|&&of| of == id).count();
-                if refusals >= 8 || busy >= HASH_PIPELINE {
+                if refusals >= HASH_REFUSALS_MAX || busy >= HASH_PIPELINE {
                     continue;
                 }
                 let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
@@ -285,6 +334,7 @@ impl Shard {
             }
             return self.pump_metadata(listing);
         }
+        metadata.news_at = Some(self.now);
         let begin = index as usize;
         let end = (begin + length as usize).min(layer.nodes.len());
         layer.nodes[begin..end].copy_from_slice(&hashes[..end - begin]);
@@ -443,3 +493,34 @@ fn answer_hashes(active: &mut Active, request: HashRequest) -> Option<Vec<[u8; 3
 const _: () = assert!(METADATA_PIECE_LEN as u32 == ringseed_core::geometry::BLOCK_LEN);
 const _: () =
     assert!(HASHES_PER_REQUEST.is_power_of_two() && HASHES_PER_REQUEST <= merkle::ASKED_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer offered the info dict, took hash requests, and then only kept its connection alive: the
+    /// listing waited for it for ever.
+    #[test]
+    fn who_is_silent_is_passed_over_and_asked_again_only_when_nobody_else_is_left() {
+        let (silent, other) = (ConnId(1), ConnId(2));
+        let fetch =
+            || InfoFetch { from: silent, bytes: vec![], got: vec![false], next: 1, left: 1 };
+        let request = HashRequest {
+            pieces_root: [7; 32],
+            base_layer: 4,
+            index: 0,
+            length: 2,
+            proof_layers: 0,
+        };
+        let mut metadata = Metadata { info: Some(fetch()), ..Metadata::default() };
+        metadata.refused.insert(other);
+        metadata.in_flight.insert(request, silent);
+        metadata.pass_over_silent();
+        assert!(metadata.info.is_none() && metadata.refused.contains(&silent));
+        assert!(!metadata.refused.contains(&other), "its turn again");
+        assert_eq!(metadata.queue, [request]);
+        assert_eq!(metadata.hash_refused.get(&silent), Some(&HASH_REFUSALS_MAX));
+        metadata.pass_over_silent();
+        assert!(metadata.refused.is_empty() && metadata.hash_refused.is_empty());
+    }
+}

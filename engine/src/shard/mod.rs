@@ -282,6 +282,7 @@ impl Shard {
             Timer::Evict(listing) => self.evict(listing),
             Timer::Swarm(listing) => self.swarm_timeout(listing),
             Timer::Split(listing) => self.split_extents(listing),
+            Timer::Metadata(listing) => self.metadata_timeout(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
             Timer::Commit | Timer::Upload => {}
         }

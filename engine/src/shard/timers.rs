@@ -29,6 +29,8 @@ pub enum Timer {
     Swarm(ListingId),
     /// Verified pieces have waited long enough for the rest of their extent.
     Split(ListingId),
+    /// Nothing of the info dict or the layers of a listing may have come for long.
+    Metadata(ListingId),
 }
 
 /// What is due when, soonest first; equal times in the order they were set.
