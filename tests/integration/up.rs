@@ -343,7 +343,7 @@ fn interrupted() -> Result<(), Failed> {
 fn dead_child() -> Result<(), Failed> {
     let scratch = Scratch::new("up");
     let mut up = up_and_ready(&scratch);
-    let victims = processes_with(&format!("/t3 --genesis"));
+    let victims = processes_with("/t3 --genesis");
     let ours = children_of(&up);
     let victim = victims.into_iter().find(|pid| ours.contains(pid)).ok_or("no datatrust t3")?;
     let pid = rustix::process::Pid::from_raw(victim).ok_or("a process id")?;

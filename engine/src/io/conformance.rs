@@ -35,7 +35,7 @@ pub(super) trait Rig {
     fn bulk_bytes(&self) -> usize;
     /// Heals or cuts the link between the two nodes, where there is one to cut.
     fn set_link(&mut self, _is_up: bool) {
-        unimplemented!("only the simulation cuts links")
+        panic!("only the simulation cuts links")
     }
 }
 

@@ -153,24 +153,3 @@ fn kills_at_any_moment_under_load_lose_nothing_and_stop_nothing() {
         assert_eq!(market.node(0).view().candidates().count(), usize::from(step) + 1);
     }
 }
-
-/// Run alone: `cargo test -p ringseed-abci --lib idle_market -- --ignored`.
-#[test]
-#[ignore = "measures the CPU time of the whole process"]
-fn an_idle_market_of_six_costs_nearly_nothing() {
-    fn cpu_ticks() -> u64 {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        // proc_pid_stat(5): utime and stime, in ticks of 10 ms.
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-    let market = Market::start("agree-cpu", 6, Params { ..Params::local() });
-    market.submit(0, offer(1));
-    market.settle();
-    let (start, seconds) = (cpu_ticks(), 30);
-    std::thread::sleep(Duration::from_secs(seconds));
-    let used = cpu_ticks() - start;
-    let percent = used as f64 / seconds as f64;
-    println!("six idle nodes: {percent:.2} % of one core");
-    assert!(percent < 5.0);
-}
