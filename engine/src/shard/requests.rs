@@ -22,8 +22,8 @@ use crate::api::ListingId;
 /// Blocks asked for in one plan at most: 8 MiB, what the largest pipeline holds.
 const PLAN_BLOCKS: u32 = 512;
 /// How long a listing with several addresses waits for them before it takes anything from seeds. Whoever
-/// comes first would otherwise take the shares of receivers that connect milliseconds later, and a seed
-/// would send small listings once to each: 2.3 copies to three receivers were seen, 1.1 with the wait.
+/// comes first would otherwise take the shares of receivers that connect milliseconds later. With the
+/// wait, capped origins sent 1.02 copies on average to three receivers, 1.53 of the worst listing.
 const GATHER_MAX: Duration = Duration::from_millis(300);
 /// How long a verified piece may wait for the rest of its extent before it is split off.
 const SPLIT_AFTER: Duration = Duration::from_millis(50);
