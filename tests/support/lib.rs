@@ -9,3 +9,4 @@ pub mod peer;
 pub mod program;
 pub mod scratch;
 pub mod skip;
+pub mod tracker;
