@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
 use thiserror::Error;
 
@@ -22,6 +23,35 @@ pub enum Identity {
     /// BEP 9, the piece layers by BEP 52 hash requests, both checked against this hash. What was
     /// learned lies in the state folder, so that a restart does not ask again.
     V2([u8; 32]),
+    /// Only the BitTorrent v1 info hash (SHA-1 of the info dict), never in a market. The info dict comes
+    /// by BEP 9. Of a hybrid, the v1 view is all that is taken: it is all that the hash vouches for and
+    /// all that peers of v1 can give.
+    V1([u8; 20]),
+    /// Both info hashes of a hybrid, as a magnet link gives them: [`Identity::V2`], found by its v1 name
+    /// as well. An info dict must have both.
+    Both([u8; 20], [u8; 32]),
+}
+
+impl Identity {
+    /// The hashes that stand for an unknown info dict; `None` when it is known.
+    pub fn asked_hashes(&self) -> Option<InfoHashes> {
+        match self {
+            Identity::Metainfo(_) => None,
+            Identity::V1(v1) => Some(InfoHashes::V1(*v1)),
+            Identity::V2(v2) => Some(InfoHashes::V2(*v2)),
+            Identity::Both(v1, v2) => Some(InfoHashes::Both(*v1, *v2)),
+        }
+    }
+}
+
+impl From<InfoHashes> for Identity {
+    fn from(hashes: InfoHashes) -> Self {
+        match hashes {
+            InfoHashes::V1(v1) => Identity::V1(v1),
+            InfoHashes::V2(v2) => Identity::V2(v2),
+            InfoHashes::Both(v1, v2) => Identity::Both(v1, v2),
+        }
+    }
 }
 
 /// Where the payload lies: the folder that *holds* the torrent's root name, as in every client.
@@ -73,7 +103,7 @@ pub struct AddListing {
 /// What the engine tells unasked, in order of happening.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The info dict and all piece layers are here and checked ([`Identity::V2`] only).
+    /// The info dict and all piece layers are here and checked; only where a hash was all that was known.
     MetadataReady {
         /// Which listing.
         id: ListingId,

@@ -137,7 +137,7 @@ impl Engine {
     /// [`EngineError::Exists`] for an info hash that is there already, [`EngineError::Refused`] over
     /// the size cap, [`EngineError::Io`] when the place cannot be opened, [`EngineError::Stopped`].
     pub fn add(&self, add: AddListing) -> Result<ListingId, EngineError> {
-        let asked_by_hash = matches!(add.identity, Identity::V2(_));
+        let asked_by_hash = add.identity.asked_hashes().is_some();
         let identity = self.inner.with_known_metainfo(add.identity)?;
         if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) =
             (&identity, add.size_max_bytes)
@@ -285,13 +285,9 @@ impl Inner {
 
     /// Takes the metainfo from the state folder when a former run has fetched it.
     fn with_known_metainfo(&self, identity: Identity) -> Result<Identity, EngineError> {
-        match identity {
-            Identity::V2(hash) => Ok(match self.state.load_metainfo(&hash) {
-                Some(metainfo) => Identity::Metainfo(Arc::new(metainfo)),
-                None => Identity::V2(hash),
-            }),
-            known => Ok(known),
-        }
+        let Some(hashes) = identity.asked_hashes() else { return Ok(identity) };
+        let known = self.state.load_metainfo(hashes);
+        Ok(known.map_or(identity, |metainfo| Identity::Metainfo(Arc::new(metainfo))))
     }
 
     /// Payload rates, sampled when asked and at most once a second.

@@ -98,17 +98,14 @@ impl SimMarket {
             Place::Owned(_) => Place::Owned(folder.clone()),
             Place::InPlace(_) => Place::InPlace(folder.clone()),
         };
-        let asked_by_hash = matches!(add.identity, Identity::V2(_));
-        let identity = match add.identity {
-            Identity::V2(hash) => {
-                let path = crate::store::metainfo_path(&hash);
-                let stored = self.world.file_content(node, &self.state_dir(node), &path);
-                let stored = stored.and_then(|bytes| Metainfo::parse(bytes).ok());
-                let stored = stored.filter(|metainfo| metainfo.info().info_hash_v2() == Some(hash));
-                stored.map_or(Identity::V2(hash), |metainfo| Identity::Metainfo(Arc::new(metainfo)))
-            }
-            known => known,
-        };
+        let hashes = add.identity.asked_hashes();
+        let asked_by_hash = hashes.is_some();
+        let stored = hashes.and_then(|hashes| {
+            let path = crate::store::metainfo_path(hashes);
+            let bytes = self.world.file_content(node, &self.state_dir(node), &path)?;
+            crate::store::parse_kept(bytes, hashes)
+        });
+        let identity = stored.map_or(add.identity, |found| Identity::Metainfo(Arc::new(found)));
         let (mut is_fresh, mut bad_files) = (false, Vec::new());
         if let Identity::Metainfo(metainfo) = &identity {
             let files = (0..).zip(metainfo.info().files()).filter(|(_, file)| !file.pad);

@@ -7,6 +7,7 @@
 use std::io;
 
 use ringseed_core::geometry::{BLOCK_LEN, PieceIndex};
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::merkle::{HashRange, UpperTree};
 use ringseed_core::wire::HashRequest;
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, ExtentMut};
@@ -191,8 +192,11 @@ impl Shard {
 
     /// Removes what the state folder holds of a listing that is gone.
     pub(super) fn remove_state_files(&mut self, key: ListingKey) {
-        let ListingKey::V2(hash) = key else { return };
-        for path in [metainfo_path(&hash), leaves_path(&hash)] {
+        let paths = match key {
+            ListingKey::V1(hash) => vec![metainfo_path(InfoHashes::V1(hash))],
+            ListingKey::V2(hash) => vec![metainfo_path(InfoHashes::V2(hash)), leaves_path(&hash)],
+        };
+        for path in paths {
             let id = self.flights.insert(Flight::RemoveState);
             self.out.push_back(Op::RemoveTree { id, root: self.state.dir().clone(), path });
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{Geometry, PieceIndex};
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_core::wire::{PeerId, WireId};
 use ringseed_sys::dir::DirHandle;
@@ -110,6 +111,8 @@ pub(super) enum Stage {
 pub(super) struct Active {
     pub id: ListingId,
     pub key: ListingKey,
+    /// What its info dict must hash to, when that was not given.
+    pub asked: Option<InfoHashes>,
     pub wire_ids: Vec<WireId>,
     pub place: Place,
     pub root: Arc<DirHandle>,
@@ -181,6 +184,7 @@ impl Active {
         let mut active = Active {
             id,
             key,
+            asked: identity.asked_hashes(),
             wire_ids: wire_ids_of(identity),
             place,
             root,
@@ -429,7 +433,8 @@ pub(crate) fn payload_of(geometry: &Geometry, piece: PieceIndex) -> u64 {
 /// What a listing is known by in the journal.
 pub(super) fn key_of(identity: &Identity) -> ListingKey {
     match identity {
-        Identity::V2(hash) => ListingKey::V2(*hash),
+        Identity::V1(hash) => ListingKey::V1(*hash),
+        Identity::V2(hash) | Identity::Both(_, hash) => ListingKey::V2(*hash),
         Identity::Metainfo(metainfo) => {
             match (metainfo.info().info_hash_v2(), metainfo.info().info_hash_v1()) {
                 (Some(hash), _) => ListingKey::V2(hash),
@@ -443,13 +448,10 @@ pub(super) fn key_of(identity: &Identity) -> ListingKey {
 /// The names of a torrent on the wire. The v2 name comes first: a peer that knows only the v2 hash of
 /// a hybrid understands no other, and stock clients of hybrids understand both.
 pub(super) fn wire_ids_of(identity: &Identity) -> Vec<WireId> {
-    match identity {
-        // BEP 52: the first 20 bytes of the v2 hash.
-        Identity::V2(hash) => vec![WireId(*hash.first_chunk().expect("20 is less than 32"))],
-        Identity::Metainfo(metainfo) => {
-            let mut ids: Vec<WireId> = metainfo.info().wire_ids().map(WireId).collect();
-            ids.reverse();
-            ids
-        }
-    }
+    let mut ids: Vec<WireId> = match (identity, identity.asked_hashes()) {
+        (Identity::Metainfo(metainfo), _) => metainfo.info().wire_ids().map(WireId).collect(),
+        (_, hashes) => hashes.iter().flat_map(|hashes| hashes.wire_ids()).map(WireId).collect(),
+    };
+    ids.reverse();
+    ids
 }

@@ -6,9 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringseed_core::geometry::Kind;
+use ringseed_core::magnet::{InfoHashes, Verdict};
 use ringseed_core::merkle::{self, HashRange, TreeShape, UpperTree};
 use ringseed_core::metainfo::{INFO_LEN_MAX, Info, Metainfo};
 use ringseed_core::wire::{ChannelId, ExtendedHandshake, HashRequest};
+
+use sha1::{Digest, Sha1};
 
 use super::Shard;
 use super::leaves::ServedTree;
@@ -16,7 +20,6 @@ use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use super::timers::Timer;
 use crate::api::{Event, ListingError, ListingId};
-use crate::store::journal::ListingKey;
 use crate::store::{RunSet, metainfo_path};
 
 /// Bytes of one piece of the info dict (BEP 9).
@@ -213,16 +216,25 @@ impl Shard {
 
     fn info_arrived(&mut self, id: ConnId, listing: ListingId, bytes: &[u8]) {
         let Some(active) = self.active.get_mut(&listing) else { return };
-        let ListingKey::V2(wanted) = active.key else { return };
-        let mut found = [[0; 32]];
-        ringseed_sys::hash::sha256_many(&[bytes], &mut found);
-        if found[0] != wanted {
-            active.metadata.refused.insert(id);
-            let conn = self.conns.get(&id);
-            if let Some((addr, peer_id)) = conn.and_then(|conn| Some((conn.addr, conn.peer_id?))) {
-                self.ban(peer_id, addr, "sent a wrong info dict".to_owned());
+        let Some(asked) = active.asked else { return };
+        let mut sha256 = [[0; 32]];
+        ringseed_sys::hash::sha256_many(&[bytes], &mut sha256);
+        match asked.judge(&Sha1::digest(bytes).into(), &sha256[0]) {
+            Verdict::Match => {}
+            Verdict::Contradiction => {
+                let reason = "its two hashes are those of two torrents".to_owned();
+                return self.fail_listing(listing, ListingError::BadMetainfo { reason });
             }
-            return self.pump_metadata(listing);
+            Verdict::Other => {
+                active.metadata.refused.insert(id);
+                let conn = self.conns.get(&id);
+                if let Some((addr, peer_id)) =
+                    conn.and_then(|conn| Some((conn.addr, conn.peer_id?)))
+                {
+                    self.ban(peer_id, addr, "sent a wrong info dict".to_owned());
+                }
+                return self.pump_metadata(listing);
+            }
         }
         let info = match Info::parse(bytes) {
             Ok(info) => info,
@@ -230,6 +242,15 @@ impl Shard {
                 let reason = error.to_string();
                 return self.fail_listing(listing, ListingError::BadMetainfo { reason });
             }
+        };
+        let viewed = match asked {
+            InfoHashes::V1(_) => info.v1_view(),
+            InfoHashes::V2(_) => Some(info).filter(|info| info.kind().has_v2()),
+            InfoHashes::Both(..) => Some(info).filter(|info| info.kind() == Kind::Hybrid),
+        };
+        let Some(info) = viewed else {
+            let reason = "it lacks the view that its hash is of".to_owned();
+            return self.fail_listing(listing, ListingError::BadMetainfo { reason });
         };
         let size_bytes = info.geometry().payload_len();
         if let Some(size_max_bytes) = active.size_max_bytes.filter(|&max| size_bytes > max) {
@@ -380,9 +401,9 @@ impl Shard {
         let Some(metainfo) = active.metadata.partial.take() else { return };
         let metainfo = Arc::new(*metainfo);
         tracing::info!(listing = listing.0, name = metainfo.info().name(), "metadata is here");
-        if let ListingKey::V2(hash) = active.key {
+        if let Some(asked) = active.asked {
             let data = metainfo.encode();
-            self.write_state_file(metainfo_path(&hash), vec![(0, data)], true);
+            self.write_state_file(metainfo_path(asked), vec![(0, data)], true);
         }
         self.attach_metainfo(listing, metainfo);
         self.tell(Event::MetadataReady { id: listing });

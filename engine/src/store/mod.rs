@@ -17,6 +17,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::dir::{self, DirHandle, FileOptions};
 
@@ -74,15 +75,14 @@ impl StateDir {
 
     /// Metainfo that a former run fetched from peers, parsed and checked again; `None` when there is
     /// none or it is damaged (it is then fetched anew).
-    pub fn load_metainfo(&self, hash: &[u8; 32]) -> Option<Metainfo> {
-        let bytes = self.dir.read_file(&metainfo_path(hash), METAINFO_LEN_MAX).ok()?;
-        match Metainfo::parse(&bytes) {
-            Ok(metainfo) if metainfo.info().info_hash_v2() == Some(*hash) => Some(metainfo),
-            _ => {
-                tracing::warn!(hash = hex(hash), "stored metainfo is damaged, fetching it again");
-                None
-            }
+    pub fn load_metainfo(&self, hashes: InfoHashes) -> Option<Metainfo> {
+        let path = metainfo_path(hashes);
+        let bytes = self.dir.read_file(&path, METAINFO_LEN_MAX).ok()?;
+        let found = parse_kept(&bytes, hashes);
+        if found.is_none() {
+            tracing::warn!(path = %path.display(), "stored metainfo is damaged, fetching it again");
         }
+        found
     }
 
     /// Keeps metainfo for runs that know only its hash. Nothing to keep for v1 alone, nor while piece
@@ -93,16 +93,33 @@ impl StateDir {
     pub fn keep_metainfo(&self, metainfo: &Metainfo) -> io::Result<()> {
         match metainfo.info().info_hash_v2() {
             Some(hash) if metainfo.missing_layers().next().is_none() => {
-                self.dir.replace_file(&metainfo_path(&hash), &metainfo.encode())
+                self.dir.replace_file(&metainfo_path(InfoHashes::V2(hash)), &metainfo.encode())
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Where the metainfo of a listing lies in the state folder.
-pub fn metainfo_path(hash: &[u8; 32]) -> PathBuf {
-    PathBuf::from(format!("meta/{}.torrent", hex(hash)))
+/// Metainfo as it was kept for whoever asks by `hashes`; `None` when it is not whole or another one.
+pub fn parse_kept(bytes: &[u8], hashes: InfoHashes) -> Option<Metainfo> {
+    let metainfo = Metainfo::parse(bytes).ok()?;
+    let info = metainfo.info();
+    let is_it = hashes.v1().is_none_or(|v1| info.info_hash_v1() == Some(v1))
+        && hashes.v2().is_none_or(|v2| info.info_hash_v2() == Some(v2));
+    match hashes {
+        _ if !is_it => None,
+        InfoHashes::V1(_) => metainfo.v1_view(),
+        InfoHashes::V2(_) | InfoHashes::Both(..) => Some(metainfo),
+    }
+}
+
+/// Where the metainfo of a listing lies in the state folder: by its v2 hash where it has one.
+pub fn metainfo_path(hashes: InfoHashes) -> PathBuf {
+    let name = match hashes {
+        InfoHashes::V1(hash) => hex(&hash),
+        InfoHashes::V2(hash) | InfoHashes::Both(_, hash) => hex(&hash),
+    };
+    PathBuf::from(format!("meta/{name}.torrent"))
 }
 
 /// Where the leaf sidecar of a listing lies in the state folder.

@@ -115,6 +115,21 @@ impl Info {
         })
     }
 
+    /// The v1 view alone, as a client sees it that knows nothing of v2; `None` without one. Whoever has
+    /// only the SHA-1 of a hybrid was promised no more than that, and its v1 peers can give no more.
+    pub fn v1_view(&self) -> Option<Self> {
+        self.hash_v1?;
+        let mut files = self.files.clone();
+        files.iter_mut().for_each(|file| file.pieces_root = None);
+        let span = |file: &FileEntry| FileSpan { len_bytes: file.len_bytes, pad: file.pad };
+        let spans: Vec<FileSpan> = files.iter().map(span).collect();
+        let piece_len = u64::from(self.piece_len_bytes());
+        // What is a good layout of a hybrid is one of v1, whose rules are fewer.
+        let geometry = Geometry::new(piece_len, &spans, Kind::V1).ok()?;
+        let layered = Box::default();
+        Some(Self { files, geometry, hash_v2: None, layered, ..self.clone() })
+    }
+
     /// The torrent's name, mapped like every name.
     pub fn name(&self) -> &str {
         &self.name

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::info::{FileEntry, Info};
+pub use self::info::{FileEntry, Info, truncate};
 use crate::bencode::{BencodeError, Document, Encoder, KeyOrder, Limits, Value};
 use crate::geometry::{GeometryError, PieceIndex};
 use crate::merkle::{self, Hash};
@@ -190,6 +190,12 @@ impl Metainfo {
             }
         }
         Ok(metainfo)
+    }
+
+    /// This torrent with its v1 view alone, see [`Info::v1_view`]; `None` without one.
+    pub fn v1_view(&self) -> Option<Self> {
+        let info = Arc::new(self.info.v1_view()?);
+        Some(Self { info, layers: BTreeMap::new(), ..self.clone() })
     }
 
     /// A torrent of which only the info dictionary is known, as BEP 9 gives it.
