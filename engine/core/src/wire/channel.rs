@@ -3,12 +3,14 @@
 //! The link feeds messages in and drains what is to be sent; the shard steers with the `send_*`,
 //! `request` and `set_*` methods. Everything a peer can make grow here has a bound.
 
+mod allowance;
 mod incoming;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::allowance::Allowance;
 use super::error::LinkError;
 use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake};
 use super::handshake::Reserved;
@@ -24,13 +26,26 @@ const GIVEN_UP_MAX: usize = 1024;
 /// Useless haves (repeated, or flapping with don't-have) before it counts as a flood. Honest peers
 /// repeat a handful around their bitfield.
 const USELESS_HAVES_MAX: u32 = 1000;
-/// Requests while choked beyond a full queue, before it counts as a flood. What was on its way when
-/// the choke was sent is at most one queue; libtorrent, too, stops at 50 rejects.
-const CHOKED_REQUESTS_SLACK: u32 = 50;
+/// Requests that we refused (choked, queue full, a piece we never announced) beyond a full queue, before
+/// it counts as a flood. What was on its way when the choke was sent is at most one queue; libtorrent,
+/// too, stops at 50 rejects. Every block served takes one back.
+const REFUSED_REQUESTS_SLACK: u32 = 50;
 /// Answers (metadata, hashes) waiting to be sent before further questions are rejected, in bytes.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Messages waiting to be sent to a peer that goes on asking, before it counts as a flood.
-const REPLIES_MAX: usize = 8192;
+const ANSWER_BYTES_MAX: usize = 256 << 10;
+/// Messages waiting to be sent to a peer that goes on asking, before it counts as a flood: two queues
+/// of rejects. Each takes about 64 bytes, and there are as many such queues as connections.
+const REPLIES_MAX: usize = 2048;
+/// Messages that neither bring nor ask for anything new (keep-alives, unknown ids, repeated states and
+/// requests, cancels, suggestions): so many at once, so many per second for ever. Every block moved in
+/// either direction earns [`CHATTER_PER_BLOCK`] more, so that a fast transfer may talk as it needs.
+const CHATTER: (u32, u32) = (4096, 100);
+/// See [`CHATTER`].
+const CHATTER_PER_BLOCK: u32 = 2;
+/// Chokes and unchokes of the peer: so many at once, so many per second for ever. Each unchoke makes us
+/// plan and ask for hundreds of blocks; honest peers change their mind every ten seconds.
+const CHOKES: (u32, u32) = (64, 2);
+/// Capacity beyond which an emptied queue gives its memory back, in entries.
+const QUEUE_KEEP: usize = 256;
 
 /// What a channel begins with.
 #[derive(Clone, Debug, Default)]
@@ -175,8 +190,12 @@ pub struct Channel {
     peer_has: Option<Bitfield>,
     availability_said: bool,
     raw: RawAvailability,
+    /// The peer has said something that must come after what it has.
+    has_spoken: bool,
     useless_haves: u32,
-    choked_requests: u32,
+    refused_requests: u32,
+    chatter: Allowance,
+    chokes: Allowance,
     peer_extended: Option<ExtendedHandshake>,
 
     /// Our requests in the order they were (or will be) sent.
@@ -215,8 +234,11 @@ impl Channel {
             peer_has: None,
             availability_said: false,
             raw: RawAvailability::default(),
+            has_spoken: false,
             useless_haves: 0,
-            choked_requests: 0,
+            refused_requests: 0,
+            chatter: Allowance::new(CHATTER),
+            chokes: Allowance::new(CHOKES),
             peer_extended: None,
             outstanding: VecDeque::new(),
             given_up: VecDeque::new(),
@@ -362,7 +384,7 @@ impl Channel {
             return;
         }
         self.choking = choking;
-        self.choked_requests = 0;
+        self.refused_requests = 0;
         self.out.push_back(Out::Plain(if choking { Message::Choke } else { Message::Unchoke }));
         if choking {
             for block in std::mem::take(&mut self.peer_requests) {
@@ -421,15 +443,30 @@ impl Channel {
         let waiting = self.forget_peer_request(block);
         if waiting {
             self.out.push_back(Out::Block(block));
+            self.refused_requests = self.refused_requests.saturating_sub(1);
+            self.chatter.earn(CHATTER_PER_BLOCK);
         }
         waiting
     }
 
-    /// Refuses a waiting request (silently where the peer has no fast extension).
+    /// Refuses a waiting request (silently where the peer has no fast extension). Whoever goes on
+    /// asking for what we never announced is a flood some day.
     pub fn reject(&mut self, block: BlockRef) {
         if self.forget_peer_request(block) {
+            self.refused_requests += 1;
             self.push_reject(block.into());
         }
+    }
+
+    /// Entries that the queues have room for.
+    #[cfg(test)]
+    pub(super) fn queue_capacity(&self) -> usize {
+        self.events.capacity().max(self.out.capacity())
+    }
+
+    /// Bytes of answers (metadata, hashes) that wait to be sent.
+    pub fn answer_bytes(&self) -> usize {
+        self.out_bytes
     }
 
     /// Announces that we can serve the info dict from now on (BEP 9, BEP 10: a second handshake).
@@ -514,7 +551,12 @@ impl Channel {
     }
 
     pub(super) fn pop_event(&mut self) -> Option<ChannelEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        // One receive may bring a hundred thousand haves; what held them is not kept.
+        if event.is_none() && self.events.capacity() > QUEUE_KEEP {
+            self.events.shrink_to(QUEUE_KEEP);
+        }
+        event
     }
 
     pub(super) fn stall_deadline(&self) -> Option<Instant> {
@@ -536,7 +578,12 @@ impl Channel {
     pub(super) fn transmit(&mut self, list: &mut GatherList) {
         while list.has_room() {
             match self.out.pop_front() {
-                None => break,
+                None => {
+                    if self.out.capacity() > 2 * QUEUE_KEEP {
+                        self.out.shrink_to(QUEUE_KEEP);
+                    }
+                    break;
+                }
                 Some(Out::Plain(message)) => list.push_bytes(|small| message.encode(small)),
                 Some(Out::Bytes(bytes)) => {
                     self.out_bytes -= bytes.len();
@@ -566,6 +613,7 @@ impl Channel {
     pub(super) fn finish_block(&mut self, now: Instant, block: BlockRef, kept: Option<Kept>) {
         self.snubbed = false;
         if self.forget_outstanding(block) {
+            self.chatter.earn(CHATTER_PER_BLOCK);
             self.waiting_since = (!self.outstanding.is_empty()).then_some(now);
             self.events.push_back(ChannelEvent::Block { block, kept });
         } else {

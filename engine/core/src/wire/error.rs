@@ -46,6 +46,9 @@ pub enum LinkError {
     /// A bitfield, have-all or have-none after the peer had already said what it has.
     #[error("peer said twice what it has")]
     AvailabilityTwice,
+    /// A bitfield, have-all or have-none after other messages (BEP 3, 6: only the first may be one).
+    #[error("peer said what it has behind other messages")]
+    AvailabilityLate,
     /// A block that was never asked for.
     #[error("peer sent a block that was not requested: {block:?}")]
     BlockNotRequested {
@@ -117,10 +120,39 @@ impl LinkError {
             | Self::Geometry(_)
             | Self::Bitfield(_)
             | Self::AvailabilityTwice
+            | Self::AvailabilityLate
             | Self::BlockNotRequested { .. }
             | Self::RejectNotRequested { .. }
             | Self::HashesNotRequested { .. }
             | Self::Flood { .. } => Blame::Peer,
+        }
+    }
+
+    /// A word for logs and metrics that stays the same over versions and values.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Handshake(_) => "bad-handshake",
+            Self::WrongTorrent { .. } => "wrong-torrent",
+            Self::SelfConnection => "self-connection",
+            Self::HandshakeTimeout { .. } => "handshake-timeout",
+            Self::Decode(_) => "bad-message",
+            Self::Extension(_) => "bad-extension",
+            Self::Geometry(_) => "out-of-range",
+            Self::Bitfield(_) => "bad-bitfield",
+            Self::AvailabilityTwice => "bitfield-twice",
+            Self::AvailabilityLate => "bitfield-late",
+            Self::BlockNotRequested { .. } => "unasked-block",
+            Self::RejectNotRequested { .. } => "unasked-reject",
+            Self::HashesNotRequested { .. } => "unasked-hashes",
+            Self::Flood { what: "requests" } => "flood-requests",
+            Self::Flood { what: "haves" } => "flood-haves",
+            Self::Flood { what: "questions" } => "flood-questions",
+            Self::Flood { what: "chatter" } => "flood-chatter",
+            Self::Flood { what: "chokes" } => "flood-chokes",
+            Self::Flood { .. } => "flood",
+            Self::Idle { .. } => "idle",
+            Self::Trickle { .. } => "trickle",
+            Self::SendStalled { .. } => "send-stalled",
         }
     }
 }

@@ -355,7 +355,11 @@ impl Link {
             }
             let took = left.min(slot.len_bytes());
             match *slot {
-                PlanSlot::Small { .. } => {
+                // Behind the first slot every message begins in a slot of its own. One that does not was
+                // not predicted, and its payload may belong where a later slot still holds the stream.
+                PlanSlot::Small { .. }
+                    if index == 0 || (self.staged.is_empty() && self.mid.is_none()) =>
+                {
                     scratch.clear();
                     scratch.extend_from_slice(&landed.slot(index)[..took]);
                     self.feed(now, scratch, landed)?;
@@ -365,7 +369,7 @@ impl Link {
                 {
                     self.advance(now, took as u32); // at most a block
                 }
-                PlanSlot::Block { .. } => {
+                PlanSlot::Small { .. } | PlanSlot::Block { .. } => {
                     // Not what was predicted: out of the places, into one line, read again.
                     scratch.clear();
                     for (index, slot) in plan.iter().enumerate().skip(index) {
@@ -399,7 +403,7 @@ impl Link {
                 self.advance(now, took as u32);
                 bytes = &bytes[took..];
             } else if self.staged.is_empty() {
-                let used = self.feed_message(bytes)?;
+                let used = self.feed_message(now, bytes)?;
                 if used == 0 {
                     self.staged.extend_from_slice(bytes);
                     return Ok(());
@@ -414,7 +418,7 @@ impl Link {
                 self.staged.extend_from_slice(&bytes[..took]);
                 bytes = &bytes[took..];
                 let staged = std::mem::take(&mut self.staged);
-                let used = self.feed_message(&staged)?;
+                let used = self.feed_message(now, &staged)?;
                 self.staged = staged;
                 if used > 0 {
                     assert_eq!(used, self.staged.len(), "staging holds one message");
@@ -427,14 +431,14 @@ impl Link {
     }
 
     /// Takes in the message that `bytes` begins with, if it is complete: how many bytes it had.
-    fn feed_message(&mut self, bytes: &[u8]) -> Result<usize, LinkError> {
+    fn feed_message(&mut self, now: Instant, bytes: &[u8]) -> Result<usize, LinkError> {
         let limits = self.limits();
         let channel = &mut self.channels[0];
         match frame(bytes, limits)? {
             Frame::NeedsBytes(_) => Ok(0),
             Frame::Complete(len) => {
                 self.messages += 1;
-                channel.handle_message(Message::decode(&bytes[..len], limits)?)?;
+                channel.handle_message(now, Message::decode(&bytes[..len], limits)?)?;
                 Ok(len)
             }
             Frame::PieceHeader(raw) => {

@@ -1,10 +1,12 @@
 //! What the peer says on a channel: every message but blocks.
 
+use std::time::Instant;
+
 use super::super::error::LinkError;
 use super::super::extension::{ExtendedHandshake, MetadataMessage, decode_dont_have, ours};
 use super::super::message::{Message, RawBlock};
 use super::{
-    ANSWER_BYTES_MAX, CHOKED_REQUESTS_SLACK, Channel, ChannelEvent, Out, USELESS_HAVES_MAX,
+    ANSWER_BYTES_MAX, Channel, ChannelEvent, Out, REFUSED_REQUESTS_SLACK, USELESS_HAVES_MAX,
 };
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, GeometryError, PIECE_COUNT_MAX};
@@ -13,8 +15,10 @@ impl Channel {
     /// Takes in any message but `piece`.
     pub(in super::super) fn handle_message(
         &mut self,
+        now: Instant,
         message: Message<'_>,
     ) -> Result<(), LinkError> {
+        self.check_pace(now, &message)?;
         match message {
             Message::KeepAlive | Message::Unknown { .. } | Message::Piece { .. } => {}
             Message::Choke => self.handle_choke(),
@@ -37,7 +41,7 @@ impl Channel {
             Message::HaveAll => self.handle_availability(Ok(true))?,
             Message::HaveNone => self.handle_availability(Ok(false))?,
             Message::Have(raw) => self.handle_have(raw)?,
-            Message::Request(raw) => self.handle_request(raw)?,
+            Message::Request(raw) => self.handle_request(now, raw)?,
             Message::Cancel(raw) => {
                 if let Some(block) = self.peer_block(raw)?
                     && self.forget_peer_request(block)
@@ -81,6 +85,49 @@ impl Channel {
         Ok(())
     }
 
+    /// Charges a message to the allowance it falls under, and notes whether the peer has begun to talk
+    /// about anything but itself.
+    fn check_pace(&mut self, now: Instant, message: &Message<'_>) -> Result<(), LinkError> {
+        let is_small_talk = match message {
+            Message::KeepAlive
+            | Message::Unknown { .. }
+            | Message::Extended { .. }
+            | Message::HashRequest(_) => true,
+            Message::Choke | Message::Unchoke => {
+                if !self.chokes.spend(now) {
+                    return Err(LinkError::Flood { what: "chokes" });
+                }
+                self.has_spoken = true;
+                true
+            }
+            Message::Interested
+            | Message::NotInterested
+            | Message::Cancel(_)
+            | Message::Suggest(_)
+            | Message::AllowedFast(_) => {
+                self.has_spoken = true;
+                true
+            }
+            // Each is bounded by what it is about: pieces, queued requests, requests of ours.
+            Message::Have(_)
+            | Message::Request(_)
+            | Message::Reject(_)
+            | Message::Piece { .. }
+            | Message::Hashes { .. }
+            | Message::HashReject(_) => {
+                self.has_spoken = true;
+                false
+            }
+            Message::Bitfield(_) | Message::HaveAll | Message::HaveNone => false,
+        };
+        if is_small_talk { self.count_chatter(now) } else { Ok(()) }
+    }
+
+    fn count_chatter(&mut self, now: Instant) -> Result<(), LinkError> {
+        let is_flood = !self.chatter.spend(now);
+        if is_flood { Err(LinkError::Flood { what: "chatter" }) } else { Ok(()) }
+    }
+
     fn handle_choke(&mut self) {
         if std::mem::replace(&mut self.peer_choking, true) {
             return;
@@ -99,6 +146,9 @@ impl Channel {
     fn handle_availability(&mut self, said: Result<bool, &[u8]>) -> Result<(), LinkError> {
         if std::mem::replace(&mut self.availability_said, true) {
             return Err(LinkError::AvailabilityTwice);
+        }
+        if self.has_spoken {
+            return Err(LinkError::AvailabilityLate);
         }
         let Some(geometry) = &self.config.geometry else {
             self.raw.first = Some(said.map_err(<[u8]>::to_vec));
@@ -148,27 +198,26 @@ impl Channel {
         if flood { Err(LinkError::Flood { what: "haves" }) } else { Ok(()) }
     }
 
-    fn handle_request(&mut self, raw: RawBlock) -> Result<(), LinkError> {
+    fn handle_request(&mut self, now: Instant, raw: RawBlock) -> Result<(), LinkError> {
         self.check_replies()?;
         let block = self.peer_block(raw)?;
         let full = self.peer_requests.len() >= self.bounds.requests_in_max as usize;
         match block {
             Some(block) if !self.choking && !full => {
-                if !self.peer_requests.contains(&block) {
-                    self.peer_requests.push_back(block);
-                    self.events.push_back(ChannelEvent::Request(block));
+                if self.peer_requests.contains(&block) {
+                    return self.count_chatter(now);
                 }
+                self.peer_requests.push_back(block);
+                self.events.push_back(ChannelEvent::Request(block));
             }
             _ => {
                 // Choked, too many, or a torrent that we know nothing of yet.
-                self.choked_requests += 1;
-                if self.choked_requests > self.bounds.requests_in_max + CHOKED_REQUESTS_SLACK {
-                    return Err(LinkError::Flood { what: "requests" });
-                }
+                self.refused_requests += 1;
                 self.push_reject(raw);
             }
         }
-        Ok(())
+        let is_flood = self.refused_requests > self.bounds.requests_in_max + REFUSED_REQUESTS_SLACK;
+        if is_flood { Err(LinkError::Flood { what: "requests" }) } else { Ok(()) }
     }
 
     fn handle_reject(&mut self, raw: RawBlock) -> Result<(), LinkError> {

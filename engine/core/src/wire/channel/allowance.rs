@@ -1,0 +1,83 @@
+//! How much of something a peer may do: some at once, and so much per second for ever.
+
+use std::time::{Duration, Instant};
+
+/// A token bucket of whole tokens. It fills when it is looked at, so that it costs no timer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    /// Most tokens that time can fill it to.
+    burst: u32,
+    per_second: u32,
+    left: u32,
+    /// When tokens were last earned by time; `None` before the first is spent.
+    filled_at: Option<Instant>,
+}
+
+impl Allowance {
+    /// A full one: tokens at once, tokens per second.
+    pub fn new((burst, per_second): (u32, u32)) -> Self {
+        Self { burst, per_second, left: burst, filled_at: None }
+    }
+
+    /// Takes a token. False: there was none.
+    pub fn spend(&mut self, now: Instant) -> bool {
+        let since = *self.filled_at.get_or_insert(now);
+        let elapsed = now.saturating_duration_since(since);
+        let earned = elapsed.as_millis() * u128::from(self.per_second) / 1000;
+        if earned > 0 {
+            // Only the time of whole tokens is used up, or frequent looks would earn nothing.
+            let used = earned * 1000 / u128::from(self.per_second);
+            self.filled_at = Some(since + Duration::from_millis(used as u64));
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+            self.left = self.left.max(self.left.saturating_add(earned).min(self.burst));
+        }
+        let has_one = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        has_one
+    }
+
+    /// Adds tokens for something useful; up to four times of what time alone fills it to.
+    pub fn earn(&mut self, tokens: u32) {
+        self.left = self.left.saturating_add(tokens).min(self.burst.saturating_mul(4));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_spent_once_and_comes_back_with_time() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new((10, 2));
+        let spend =
+            |allowance: &mut Allowance, now| (0..100).filter(|_| allowance.spend(now)).count();
+        assert_eq!(spend(&mut allowance, start), 10);
+        assert_eq!(spend(&mut allowance, start + Duration::from_millis(400)), 0);
+        assert_eq!(spend(&mut allowance, start + Duration::from_secs(3)), 6);
+        assert_eq!(
+            spend(&mut allowance, start + Duration::from_secs(1000)),
+            10,
+            "no more than a burst"
+        );
+    }
+
+    /// Looked at every millisecond it gives what it gives when looked at once.
+    #[test]
+    fn frequent_looks_lose_no_time() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new((1, 100));
+        let given =
+            (0..10_000).filter(|&at| allowance.spend(start + Duration::from_millis(at))).count();
+        assert_eq!(given, 1 + 999);
+    }
+
+    #[test]
+    fn what_is_earned_by_work_is_kept_beyond_the_burst_and_bounded() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new((10, 1));
+        (0..1000).for_each(|_| allowance.earn(2));
+        let given = (0..1000).filter(|_| allowance.spend(start)).count();
+        assert_eq!(given, 40);
+    }
+}

@@ -1,0 +1,200 @@
+//! What a peer may do too much of, with both sides of each limit.
+
+use super::*;
+
+/// Unchokes the peer, so that its requests are queued.
+fn serving() -> Bench {
+    let mut bench = Bench::asking(&[]);
+    bench.channel().set_choking(false);
+    bench.sent();
+    bench
+}
+
+/// A message as bytes, also one that is not ours to send.
+fn said(message: &Message<'_>) -> Vec<u8> {
+    match message {
+        Message::Unknown { id } => vec![0, 0, 0, 3, *id, 1, 2],
+        known => encoded(std::slice::from_ref(known)),
+    }
+}
+
+fn flood(bench: &mut Bench, message: &Message<'_>, count: usize) -> Option<LinkError> {
+    let one = said(message);
+    (0..count).find_map(|_| bench.receive(&one).err())
+}
+
+#[test]
+fn small_talk_is_free_at_any_honest_pace_and_a_flood_of_it_ends_the_connection() {
+    let block = all_blocks()[1];
+    let talk = [
+        Message::KeepAlive,
+        Message::Unknown { id: 99 },
+        Message::Interested,
+        Message::NotInterested,
+        Message::Cancel(block.into()),
+        Message::Suggest(1),
+        Message::AllowedFast(1),
+        Message::Extended { id: 77, payload: &[] },
+        Message::Extended { id: 0, payload: b"de" },
+    ];
+    for message in talk {
+        let mut bench = serving();
+        for _ in 0..600 {
+            assert_eq!(flood(&mut bench, &message, 100), None, "100 per second of {message:?}");
+            bench.now += Duration::from_secs(1);
+        }
+        let error = flood(&mut bench, &message, 5000).expect("a flood");
+        assert_eq!(error, LinkError::Flood { what: "chatter" }, "{message:?}");
+        assert_eq!((error.blame(), error.code()), (Blame::Peer, "flood-chatter"));
+    }
+}
+
+/// A fast swarm of small pieces changes its interest with nearly every block: that is no flood.
+#[test]
+fn blocks_pay_for_the_talk_about_them() {
+    let block = all_blocks()[1];
+    let mut bench = serving();
+    for _ in 0..20_000 {
+        let turn = [Message::Interested, Message::Request(block.into()), Message::NotInterested];
+        bench.receive(&encoded(&turn)).unwrap();
+        assert!(bench.channel().serve(block));
+        bench.sent();
+    }
+}
+
+#[test]
+fn a_peer_may_not_choke_and_unchoke_us_all_the_time() {
+    let mut bench = Bench::asking(&[]);
+    for second in 0..1000 {
+        let turn = if second % 2 == 0 { Message::Choke } else { Message::Unchoke };
+        assert_eq!(flood(&mut bench, &turn, 1), None, "second {second}");
+        bench.now += Duration::from_secs(1);
+    }
+    let flapping = encoded(&[Message::Choke, Message::Unchoke]);
+    let error = (0..40).find_map(|_| bench.receive(&flapping).err()).expect("a flood");
+    assert_eq!(error, LinkError::Flood { what: "chokes" });
+}
+
+/// The same request again and again was ignored in silence, five hundred comparisons each.
+#[test]
+fn repeated_requests_are_counted() {
+    let mut bench = serving();
+    let request = Message::Request(all_blocks()[1].into());
+    let error = flood(&mut bench, &request, 5000).expect("a flood");
+    assert_eq!(error, LinkError::Flood { what: "chatter" });
+    assert_eq!(bench.channel().peer_requests().count(), 1, "and queued once");
+}
+
+/// Whoever asks for what we never announced was refused for ever, at the speed of the line.
+#[test]
+fn refused_requests_end_the_connection_unless_blocks_are_served_between() {
+    let blocks = all_blocks();
+    let ask = |bench: &mut Bench, block: BlockRef| {
+        bench.receive(&encoded(&[Message::Request(block.into())]))
+    };
+    let slack = LinkConfig::default().requests_in_max + 50;
+    let mut bench = serving();
+    let error = (0..slack + 2).find_map(|_| {
+        let result = ask(&mut bench, blocks[1]);
+        bench.channel().reject(blocks[1]);
+        bench.sent();
+        result.err()
+    });
+    assert_eq!(error, Some(LinkError::Flood { what: "requests" }));
+
+    let mut bench = serving();
+    for _ in 0..2 * slack {
+        ask(&mut bench, blocks[1]).unwrap();
+        bench.channel().reject(blocks[1]);
+        ask(&mut bench, blocks[2]).unwrap();
+        assert!(bench.channel().serve(blocks[2]));
+        bench.sent();
+    }
+}
+
+/// A queue holds what was announced as `reqq` and no more, whatever is asked.
+#[test]
+fn the_request_queue_is_bounded_by_what_we_announced() {
+    let config = LinkConfig { requests_in_max: 4, ..LinkConfig::default() };
+    let mut bench = Bench::new(config);
+    bench.receive(&peer_handshake()).unwrap();
+    bench.channel().set_choking(false);
+    let asked: Vec<_> = all_blocks().iter().map(|&b| Message::Request(b.into())).collect();
+    bench.receive(&encoded(&asked[..20])).unwrap();
+    assert_eq!(bench.channel().peer_requests().count(), 4);
+}
+
+/// Only the first message may say what the peer has; its extension handshake may come before.
+#[test]
+fn a_late_bitfield_ends_the_connection() {
+    let bits = Message::Bitfield(&[0xff, 0xc0]);
+    let block = all_blocks()[0];
+    let early = [
+        Message::Extended { id: 0, payload: b"de" },
+        Message::KeepAlive,
+        // The port of a DHT node (BEP 5), which some clients send at once.
+        Message::Unknown { id: 9 },
+    ];
+    let late = [
+        Message::Unchoke,
+        Message::Choke,
+        Message::Interested,
+        Message::NotInterested,
+        Message::Suggest(1),
+        Message::AllowedFast(1),
+        Message::Cancel(block.into()),
+        Message::Request(block.into()),
+    ];
+    for (before, result) in early
+        .map(|message| (message, Ok(())))
+        .into_iter()
+        .chain(late.map(|message| (message, Err(LinkError::AvailabilityLate))))
+    {
+        for has in [bits, Message::HaveAll, Message::HaveNone] {
+            let mut bench = Bench::new(LinkConfig::default());
+            bench.receive(&peer_handshake()).unwrap();
+            let bytes = [said(&before), said(&has)].concat();
+            assert_eq!(bench.receive(&bytes), result, "{has:?} behind {before:?}");
+        }
+    }
+    let mut bench = Bench::new(LinkConfig::default());
+    bench.receive(&peer_handshake()).unwrap();
+    let twice = bench.receive(&encoded(&[Message::Have(1), bits])).unwrap_err();
+    assert_eq!(twice, LinkError::AvailabilityTwice, "a have has said it already");
+}
+
+/// A hundred thousand messages in one receive left their room in every channel for ever.
+#[test]
+fn queues_give_their_memory_back() {
+    let mut bench = Bench::asking(&all_blocks());
+    let mut said = Vec::new();
+    (0..4000).for_each(|_| said.extend(encoded(&[Message::Suggest(1)])));
+    assert_eq!(bench.receive_some(&said, usize::MAX).unwrap(), said.len(), "one receive");
+    while bench.link.poll_event().is_some() {}
+    let channel = bench.channel();
+    assert!(channel.queue_capacity() <= 1024, "{} entries kept", channel.queue_capacity());
+}
+
+/// Answers to whoever does not read pile up to a quarter of a MiB and one answer, then are refused.
+#[test]
+fn answers_that_are_not_taken_are_bounded() {
+    let mut bench = serving();
+    let extended = Message::Extended { id: 0, payload: b"d1:md11:ut_metadatai3eee" };
+    bench.receive(&encoded(&[extended])).unwrap();
+    let question = Message::Extended { id: 1, payload: b"d8:msg_typei0e5:piecei0ee" };
+    let mut asked = 0;
+    for _ in 0..100 {
+        bench.events.clear();
+        bench.receive(&encoded(&[question])).unwrap();
+        for event in bench.channel_events() {
+            if matches!(event, ChannelEvent::MetadataRequest { .. }) {
+                asked += 1;
+                bench.channel().send_metadata_piece(0, 16_384, &[0; 16_384]);
+            }
+        }
+    }
+    assert!((1..=18).contains(&asked), "{asked} pieces of 16 KiB wait");
+    assert!(bench.channel().answer_bytes() <= (256 << 10) + (20 << 10));
+    let error = flood(&mut bench, &question, 5000).expect("a flood");
+    assert!(matches!(error, LinkError::Flood { .. }), "{error}");
+}
