@@ -341,6 +341,10 @@ pub struct EngineStatus {
     pub read_direct_bytes: u64,
     /// Bytes put through SHA-1 and SHA-256 by the shard.
     pub hashed_bytes: u64,
+    /// Batches of whole pieces put through SHA-1 together.
+    pub hash_calls: u64,
+    /// Pieces in those batches: divided by `hash_calls`, how many lanes were busy.
+    pub hash_messages: u64,
     /// Connections now.
     pub peers: u64,
     /// Listings known.

@@ -228,6 +228,8 @@ impl Engine {
             read_page_cache_bytes: counters.read_page_cache_bytes.get(),
             read_direct_bytes: counters.read_direct_bytes.get(),
             hashed_bytes: counters.hashed_bytes.get(),
+            hash_calls: counters.hash_calls.get(),
+            hash_messages: counters.hash_messages.get(),
             peers: counters.peers.get(),
             listings: counters.listings.get(),
             listings_active: counters.listings_active.get(),

@@ -67,6 +67,7 @@ fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
         "read_cache_bytes": engine.read_cache_bytes,
         "read_page_cache_bytes": engine.read_page_cache_bytes,
         "read_direct_bytes": engine.read_direct_bytes, "hashed_bytes": engine.hashed_bytes,
+        "hash_calls": engine.hash_calls, "hash_messages": engine.hash_messages,
         "peers": engine.peers, "arena_waits": engine.arena_waits,
         "download_rate": engine.download_rate, "upload_rate": engine.upload_rate,
     });

@@ -119,6 +119,10 @@ pub struct Counters {
     pub read_direct_bytes: Counter,
     /// Bytes hashed.
     pub hashed_bytes: Counter,
+    /// Batches of whole pieces put through SHA-1 at once.
+    pub hash_calls: Counter,
+    /// Pieces in those batches: divided by the calls, how many lanes were busy.
+    pub hash_messages: Counter,
     /// Waits for the arena.
     pub arena_waits: Counter,
     /// Connections now.

@@ -284,7 +284,7 @@ impl Shard {
             Timer::Split(listing) => self.split_extents(listing),
             Timer::Metadata(listing) => self.metadata_timeout(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
-            Timer::Commit | Timer::Upload => {}
+            Timer::Commit | Timer::Upload | Timer::Hash => {}
         }
     }
 

@@ -208,7 +208,8 @@ impl Shard {
         match arrival {
             Arrival::Duplicate => self.count_waste(listing, len_bytes),
             Arrival::New | Arrival::Whole => {
-                self.hashing.block_landed(listing, block, arrival == Arrival::Whole);
+                let is_whole = arrival == Arrival::Whole;
+                self.hashing.block_landed(self.now, listing, block, is_whole);
             }
         }
         self.request_answered(id, listing, block);

@@ -362,10 +362,10 @@ impl Shard {
         has_room
     }
 
-    /// How many extents may be begun now. Half of the arena is for filling; verified extents on their
-    /// way to the disk count, so that a slow disk slows the requests down.
+    /// How many extents may be begun now. Three quarters of the arena are for filling; verified extents
+    /// on their way to the disk count, so that a slow disk slows the requests down.
     fn fill_budget(&self) -> u32 {
-        let share = self.arena.capacity() / 2;
+        let share = self.arena.capacity() / 4 * 3;
         let busy = self.filling + self.cache.pinned_len();
         let evictable = self.cache.unpinned_len();
         let free = self.arena.capacity() - self.arena.in_use().min(self.arena.capacity());
@@ -391,7 +391,15 @@ impl Shard {
     fn wait_for_arena(&mut self, listing: ListingId) {
         self.counters.arena_waits.add(1);
         self.starving.insert(listing);
-        self.spill_some();
+        self.make_room();
+    }
+
+    /// Buffers come back by themselves while verified extents are written. Only when nothing is on its
+    /// way are unverified ones spilled: they cost a write and a read each.
+    fn make_room(&mut self) {
+        if self.disk.is_at_rest() && !self.hashing.has_pieces() {
+            self.spill_some();
+        }
         self.give_up_idle();
     }
 
@@ -445,8 +453,11 @@ impl Shard {
 
     /// Wakes what waited for the arena, when there is room.
     pub(super) fn wake_starving(&mut self) {
-        if self.starving.is_empty() || self.fill_budget() == 0 {
+        if self.starving.is_empty() {
             return;
+        }
+        if self.fill_budget() == 0 {
+            return self.make_room();
         }
         for listing in std::mem::take(&mut self.starving) {
             if let Some(active) = self.active.get_mut(&listing)

@@ -23,6 +23,8 @@ pub enum Timer {
     Evict(ListingId),
     /// The oldest uncommitted piece has waited its second.
     Commit,
+    /// Whole pieces have waited long enough for others to be hashed with.
+    Hash,
     /// The upload bucket has refilled enough for a block.
     Upload,
     /// The swarm of a listing looks again at a peer that starves.
