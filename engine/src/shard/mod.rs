@@ -239,6 +239,11 @@ impl Shard {
         }
     }
 
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// What waits for what, in words: for a simulated world that does not converge.
     pub fn explain(&self) -> String {
         let listings: Vec<_> = self

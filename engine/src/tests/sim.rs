@@ -67,6 +67,26 @@ fn a_transfer_completes_under_a_hundred_seeds_of_faults() {
     }
 }
 
+/// One source sends the pieces one after the other, and SHA-1 hashes them together nevertheless; and
+/// when nothing more comes, what waits is hashed at once: the transfer ends.
+#[test]
+fn whole_v1_pieces_of_one_connection_are_hashed_together() {
+    let mut scene = scene(Kind::V1, 128 << 10);
+    std::fs::write(scene.source.join("data/long"), noise(9, 6 << 20)).unwrap();
+    scene.metainfo = torrent(&scene.source.join("data"), Kind::V1, 128 << 10);
+    let mut config = SimConfig::new(7);
+    config.latency = (Duration::from_micros(10), Duration::from_micros(50));
+    let (mut market, origin, leech) = scene.market(config);
+    let id = scene.fetch(&mut market, leech, &[origin]);
+    assert!(market.run_until_complete(leech, id, LIMIT));
+    let counters = market.world.machine(leech).expect("it runs").counters();
+    let pieces = u64::from(scene.metainfo.info().geometry().piece_count());
+    assert_eq!(counters.hash_messages.get(), pieces, "each piece once");
+    let mean = counters.hash_messages.get() as f64 / counters.hash_calls.get() as f64;
+    assert!(mean >= 4.0, "{mean} pieces together");
+    assert_whole(&scene, &market, leech, "v1 in lanes");
+}
+
 fn assert_whole(scene: &Scene, market: &SimMarket, node: usize, what: &str) {
     let wrong = market.wrong_files(node, &scene.metainfo, &scene.source);
     assert!(wrong.is_empty(), "wrong bytes in {wrong:?}: {what}");
