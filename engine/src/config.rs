@@ -57,6 +57,9 @@ pub struct Config {
     pub peers_per_listing_max: u32,
     /// Payload files held open at most.
     pub open_files_max: u32,
+    /// A log of the journal is closed, and a checkpoint made of what it and all before it say, when a
+    /// start would read more than this (or than the checkpoint itself, if that is longer), in bytes.
+    pub journal_log_bytes_max: u64,
     /// Whether payload goes past the page cache.
     pub direct_io: DirectIo,
     /// Seed of every choice that is left to chance. `None` takes one from the system.
@@ -66,6 +69,9 @@ pub struct Config {
 /// Default of [`Config::arena_len_bytes`]: 64 MiB keep a loopback transfer busy and a datatrust's
 /// resident memory well under 160 MiB.
 pub const ARENA_LEN_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Default of [`Config::journal_log_bytes_max`]: 16 MiB are replayed in about 50 ms.
+pub const JOURNAL_LOG_BYTES_MAX_DEFAULT: u64 = 16 << 20;
 
 /// Least arena: two pieces of 4 MiB in flight and room to serve beside them.
 pub const ARENA_LEN_BYTES_MIN: usize = 16 << 20;
@@ -118,6 +124,7 @@ impl Config {
             peers_max: 512,
             peers_per_listing_max: 64,
             open_files_max: 256,
+            journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,
             seed: None,
         }

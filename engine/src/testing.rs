@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::io::sim::{Crash, SimConfig, World};
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
 use crate::shard::{Shard, ShardParts};
-use crate::store::journal::{self, Recovered};
-use crate::store::{JOURNAL_NAME, RecoveredState, StateDir};
+use crate::store::files::{self, name_of};
+use crate::store::{FileKind, RecoveredState, StateDir};
 
 /// Arena of a simulated node, in bytes: small, so that it runs full.
 const ARENA_LEN_BYTES: usize = 16 << 20;
@@ -28,6 +28,10 @@ pub struct SimMarket {
     nodes: Vec<SimNode>,
     scratch: PathBuf,
     next_listing: u64,
+    /// [`Config::journal_log_bytes_max`] of nodes that are started from now on.
+    pub journal_log_bytes_max: u64,
+    /// What the last start read of its journal, in bytes.
+    pub replayed_bytes: u64,
 }
 
 struct SimNode {
@@ -49,6 +53,8 @@ impl SimMarket {
             nodes: Vec::new(),
             scratch: scratch.to_path_buf(),
             next_listing: 1,
+            journal_log_bytes_max: crate::config::JOURNAL_LOG_BYTES_MAX_DEFAULT,
+            replayed_bytes: 0,
         }
     }
 
@@ -185,16 +191,18 @@ impl SimMarket {
         config.arena_len_bytes = ARENA_LEN_BYTES;
         let state =
             StateDir::new(DirHandle::create(&config.state_dir).expect("a folder in the scratch"));
-        let journal = self.world.file_content(node, &config.state_dir, Path::new(JOURNAL_NAME));
-        let recovered = match journal {
-            // A power cut may leave nothing of a journal that was never synced.
-            Some(bytes) => journal::replay(bytes).unwrap_or_default(),
-            None => Recovered::default(),
-        };
-        let (recovered, checkpoint) = RecoveredState::begin(recovered);
-        let name = Path::new(JOURNAL_NAME);
+        config.journal_log_bytes_max = self.journal_log_bytes_max;
+        let found = files::find(&self.world.journal_files(node, &config.state_dir));
+        let found = found.expect("a virtual disk is read").expect("a journal of this version");
+        assert!(found.damaged.is_empty(), "no way through the journal: {found:?}");
+        if let Some(last) = &found.last_log {
+            self.world.sync_file(node, &config.state_dir, Path::new(last));
+        }
+        self.replayed_bytes = found.log_bytes + found.checkpoint_bytes;
+        let name = name_of(FileKind::Log, found.generation);
+        let (recovered, header) = RecoveredState::begin(found);
         self.world
-            .place_file(node, &config.state_dir, name, checkpoint)
+            .place_file(node, &config.state_dir, Path::new(&name), header)
             .expect("room for a journal");
         let queue = Arc::new(CommandQueue::default());
         let waker = self.world.waker(node);

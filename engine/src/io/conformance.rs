@@ -102,7 +102,7 @@ fn id_of(op: &Op) -> Option<OpId> {
         Op::Connect { id, .. } | Op::PollIn { id, .. } | Op::Recv { id, .. } => Some(*id),
         Op::Send { id, .. } | Op::Open { id, .. } | Op::Read { id, .. } => Some(*id),
         Op::Write { id, .. } | Op::WriteSmall { id, .. } | Op::Sync { id, .. } => Some(*id),
-        Op::Allocate { id, .. } | Op::RemoveTree { id, .. } => Some(*id),
+        Op::Allocate { id, .. } | Op::RemoveTree { id, .. } | Op::Aside { id, .. } => Some(*id),
         Op::Close { .. } | Op::CloseFile { .. } => None,
     }
 }

@@ -13,7 +13,7 @@ use ringseed_sys::dir::DirHandle;
 use ringseed_sys::file::{DataFile, OpenedFile};
 use ringseed_sys::wake::Waker;
 
-use super::{Completion, Done, FileId, Op, OpId, OpenMode};
+use super::{Aside, Completion, Done, FileId, Op, OpId, OpenMode};
 
 /// What a thread is asked to do. Bounded by the operations that the shard has in flight.
 pub(super) enum Job {
@@ -67,6 +67,10 @@ pub(super) enum Job {
         id: OpId,
         file: Arc<DataFile>,
         error: io::Error,
+    },
+    Aside {
+        id: OpId,
+        job: Aside,
     },
     /// Closing the last descriptor of a removed file frees its blocks, which may take long.
     Close {
@@ -200,6 +204,7 @@ fn run(job: Job) -> Option<Report> {
             file.forget_cached();
             (id, Done::Synced(Err(error)))
         }
+        Job::Aside { id, job } => (id, Done::Aside(job.run())),
         Job::Close { file } => {
             drop(file);
             return None;
@@ -301,6 +306,7 @@ pub(super) fn refuse(op: Op, error: io::Error) -> Option<Completion> {
         Op::Sync { id, .. } => (id, Done::Synced(Err(error))),
         Op::Allocate { id, .. } => (id, Done::Allocated(Err(error))),
         Op::RemoveTree { id, .. } => (id, Done::Removed(Err(error))),
+        Op::Aside { id, job } => (id, Done::Aside(job.refuse(error))),
         Op::Close { .. } | Op::CloseFile { .. } => return None,
     };
     Some(Completion { id, done })

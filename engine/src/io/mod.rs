@@ -105,6 +105,47 @@ pub enum Op {
     /// Removes the folder or file `path` beneath `root` with all it holds, never following a symlink;
     /// answers [`Done::Removed`].
     RemoveTree { id: OpId, root: Arc<DirHandle>, path: PathBuf },
+    /// Does work of the store on another thread; answers [`Done::Aside`].
+    Aside { id: OpId, job: Aside },
+}
+
+/// Work that reads or writes more than belongs into a turn of the shard.
+#[derive(Debug)]
+pub enum Aside {
+    /// Makes a checkpoint of the journal, see [`compact`](crate::store::files::compact).
+    Checkpoint {
+        /// The state folder.
+        dir: Arc<DirHandle>,
+        /// The log that follows it.
+        generation: u64,
+        /// That log's first record.
+        next_sequence: u64,
+    },
+}
+
+/// What came of an [`Aside`].
+#[derive(Debug)]
+pub enum AsideDone {
+    /// Length of the checkpoint in bytes.
+    Checkpoint(io::Result<u64>),
+}
+
+impl Aside {
+    /// Does the work, on whatever thread this is.
+    pub fn run(self) -> AsideDone {
+        match self {
+            Aside::Checkpoint { dir, generation, next_sequence } => {
+                AsideDone::Checkpoint(crate::store::files::compact(&dir, generation, next_sequence))
+            }
+        }
+    }
+
+    /// The answer when the work cannot be begun.
+    pub fn refuse(self, error: io::Error) -> AsideDone {
+        match self {
+            Aside::Checkpoint { .. } => AsideDone::Checkpoint(Err(error)),
+        }
+    }
 }
 
 /// What came of an operation.
@@ -135,6 +176,8 @@ pub enum Done {
     Allocated(io::Result<()>),
     /// Answer to [`Op::RemoveTree`]: bytes freed.
     Removed(io::Result<u64>),
+    /// Answer to [`Op::Aside`].
+    Aside(AsideDone),
 }
 
 /// One finished operation.

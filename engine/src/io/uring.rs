@@ -196,6 +196,7 @@ impl UringDriver {
                 self.disk.push(Job::Open { id, root, path, mode, direct });
             }
             Op::RemoveTree { id, root, path } => self.disk.push(Job::RemoveTree { id, root, path }),
+            Op::Aside { id, job } => self.disk.push(Job::Aside { id, job }),
             Op::CloseFile { file } => {
                 if let Some(file) = self.files.close(file) {
                     self.disk.push(Job::Close { file });

@@ -63,7 +63,7 @@ impl Shard {
         tracing::info!(listing = listing.0, pieces = pieces.count(), "checking");
         // A stop before the check is through must not turn what is not checked into what is missing.
         if let Some(slot) = self.journal_slot(listing) {
-            self.commit.journal().intent(slot, pieces.runs());
+            self.commit.writer().intent(slot, pieces.runs());
         }
         self.queue_check(listing, pieces);
     }

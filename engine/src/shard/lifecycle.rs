@@ -104,13 +104,13 @@ impl Shard {
             all
         };
         let known = self.recovered.listings.remove(&active.key).filter(|known| {
-            known.folder == active.place.folder()
+            *known.folder == *active.place.folder()
                 && known.total_len == geometry.total_len()
                 && known.piece_count == geometry.piece_count()
                 // Checked with one view only, and both are asked for: hash again.
                 && (known.both_views || !active.checks_v1())
         });
-        let slot = self.recovered_slots.remove(&active.key);
+        let slot = known.as_ref().map(|known| known.slot);
         if active.known_complete {
             active.are_touches_sent = true;
             for piece in geometry.pieces() {
@@ -276,7 +276,7 @@ impl Shard {
         });
         self.reads.forget(listing);
         if let Some(slot) = self.active.get(&listing).and_then(|active| active.journal_slot) {
-            self.commit.journal().removed(slot);
+            self.commit.writer().removed(slot);
         }
         let Some(active) = self.active.remove(&listing) else { return };
         self.filling -= active.assembler.held_len();
@@ -346,7 +346,7 @@ impl Shard {
             return;
         }
         // Nor can a journal be waited for whose disk is full: what is not in it is hashed again.
-        let journal_waits = self.commit.is_journal_waiting();
+        let journal_waits = self.commit.journal.is_waiting();
         if !self.commit.is_idle() && !journal_waits {
             self.commit.is_urgent = true;
             return;
@@ -359,7 +359,7 @@ impl Shard {
             let is_checked = self.recovered.listings.values().all(|of| of.suspect.is_empty());
             let is_clean = !waits && is_checked && self.active.values().all(is_settled);
             if is_clean {
-                self.commit.journal().clean_stop();
+                self.commit.writer().clean_stop();
             }
             self.pump_commit();
             return;

@@ -21,6 +21,7 @@ mod dial;
 mod disk;
 mod fill;
 mod hashing;
+mod journal;
 mod leaves;
 mod lifecycle;
 mod listing;
@@ -48,14 +49,15 @@ use ringseed_sys::arena::Arena;
 use crate::api::{Event, ListingId};
 use crate::config::Config;
 use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
-use crate::store::journal::{JournalSlot, ListingKey, Recovered};
-use crate::store::{RecoveredState, StateDir};
+use crate::store::journal::ListingKey;
+use crate::store::{Recovered, RecoveredState, StateDir};
 use bucket::Bucket;
 use cache::Cache;
 use command::{CommandQueue, Counters};
 use commit::Commit;
 use disk::{Disk, FileKey, TaskFlight};
 use hashing::Hashing;
+use journal::JournalFile;
 use leaves::LeafRead;
 use listing::Active;
 pub(crate) use listing::payload_of;
@@ -102,8 +104,11 @@ enum Flight {
     Write(TaskFlight),
     SyncData(FileKey),
     OpenJournal,
+    ReserveJournal,
     WriteJournal,
     SyncJournal,
+    SealJournal,
+    Checkpoint,
     SmallFile(SmallFile),
     RemoveTree { listing: ListingId, key: ListingKey },
     RemoveState,
@@ -128,7 +133,6 @@ pub struct Shard {
     events: Sender<Event>,
     state: Arc<StateDir>,
     recovered: Recovered,
-    recovered_slots: BTreeMap<ListingKey, JournalSlot>,
     random: u64,
     /// The time of this turn, as the driver says.
     now: Instant,
@@ -186,7 +190,8 @@ pub struct Shard {
 impl Shard {
     /// A shard without listings; `now` is the driver's first reading of its clock.
     pub fn new(parts: ShardParts, now: Instant) -> Self {
-        let RecoveredState { recovered, writer, slots } = parts.recovered;
+        let mut found = parts.recovered;
+        let recovered = std::mem::take(&mut found.recovered);
         // A quarter of the arena for the cache: the rest fills, writes and is on its way to peers.
         let cache = Cache::new(parts.arena.capacity() / 4);
         let bucket = Bucket::new(parts.config.upload_rate_max);
@@ -198,7 +203,6 @@ impl Shard {
             events: parts.events,
             state: parts.state,
             recovered,
-            recovered_slots: slots,
             random: parts.seed,
             now,
             out: Ops::new(),
@@ -232,7 +236,7 @@ impl Shard {
             disk: Disk::default(),
             jobs: BTreeMap::new(),
             next_job: 0,
-            commit: Commit::new(writer),
+            commit: Commit::new(JournalFile::new(found)),
             is_stopping: false,
             is_clean_stop_written: false,
             is_stopped: false,
@@ -340,6 +344,11 @@ impl Machine for Shard {
                 self.handle_journal_written(result)
             }
             (Flight::SyncJournal, Done::Synced(result)) => self.handle_journal_synced(result),
+            (Flight::SealJournal, Done::Synced(result)) => self.handle_journal_sealed(result),
+            (Flight::ReserveJournal, Done::Allocated(result)) => {
+                self.handle_journal_reserved(result);
+            }
+            (flight, Done::Aside(done)) => self.handle_aside(flight, done),
             (Flight::SmallFile(file), done) => self.small_file_step(file, done),
             (Flight::RemoveTree { listing, key }, Done::Removed(result)) => {
                 self.handle_removed(listing, key, result);

@@ -462,7 +462,7 @@ impl Shard {
             self.touched.insert(id);
         }
         if let Some(slot) = self.journal_slot(listing) {
-            self.commit.journal().lost(slot, pieces.runs());
+            self.commit.writer().lost(slot, pieces.runs());
         }
     }
 

@@ -53,7 +53,7 @@ impl Shard {
         self.filling -= 1;
         let pieces: RunSet = geometry.pieces_of_extent(extent).map(PieceIndex::get).collect();
         if let Some(slot) = self.journal_slot(listing) {
-            self.commit.journal().intent(slot, pieces.runs());
+            self.commit.writer().intent(slot, pieces.runs());
         }
         let frozen = bytes.freeze();
         self.next_job += 1;

@@ -60,7 +60,7 @@ impl Shard {
         let key = ExtentKey { listing, extent: extent.get() };
         let cached = self.cache.insert(key, frozen.clone(), pieces.clone(), true);
         if let Some(slot) = self.journal_slot(listing) {
-            self.commit.journal().intent(slot, pieces.runs());
+            self.commit.writer().intent(slot, pieces.runs());
         }
         let begin = geometry.extent_offset(extent);
         let end = begin + u64::from(geometry.extent_len(extent));
@@ -280,7 +280,7 @@ impl Shard {
             return;
         }
         if let Some(slot) = self.journal_slot(listing) {
-            self.commit.journal().lost(slot, pieces.runs());
+            self.commit.writer().lost(slot, pieces.runs());
         }
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };

@@ -1,17 +1,22 @@
-//! What the engine keeps across restarts: the journal of verified pieces, fetched metainfo, leaf
-//! sidecars. All of it lies in the state folder, apart from any payload.
+//! What the engine keeps across restarts: the journal of verified pieces, metainfo, leaf sidecars. All
+//! of it lies in the state folder, apart from any payload.
 //!
 //! ```text
 //! engine.lock            held by the running process
-//! journal                journal::JOURNAL_VERSION
+//! log-*, checkpoint-*    the journal, see `files`
 //! meta/<v2 hash>.torrent metainfo that came from peers
 //! leaves/<v2 hash>       leaf layers, 32 bytes per leaf of 16 KiB, files in order
 //! ```
 
+pub mod files;
 pub mod journal;
+mod record;
+mod replay;
 mod runs;
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -22,16 +27,15 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::dir::{self, DirHandle, FileOptions};
 
 use crate::api::{EngineError, hex};
-use journal::{JournalSlot, JournalWriter, ListingKey, Recovered};
+use files::{Found, name_of};
+use journal::JournalWriter;
 
+pub use record::FileKind;
+pub use replay::{Recovered, RecoveredListing};
 pub use runs::RunSet;
 
-/// Name of the journal in the state folder.
-pub const JOURNAL_NAME: &str = "journal";
-/// Space taken for the journal at start, so that a full disk can still record what it holds.
-const JOURNAL_RESERVE_BYTES: u64 = 1 << 20;
-/// Longest journal read at start. 64 bytes per 64 MiB batch make this years of writing.
-const JOURNAL_LEN_MAX: usize = 256 << 20;
+/// Space taken for each log when it is begun, so that a full disk can still record what it holds.
+pub const LOG_RESERVE_BYTES: u64 = 1 << 20;
 /// Longest stored metainfo: the info dict's cap and the piece layers of 64 TiB in 128 MiB pieces.
 const METAINFO_LEN_MAX: usize = 80 << 20;
 
@@ -46,19 +50,26 @@ pub struct StateDir {
 pub struct RecoveredState {
     /// What the journal believes.
     pub recovered: Recovered,
-    /// The writer that goes on behind the checkpoint; nothing is pending.
+    /// The writer that goes on in a log of its own, whose header is written.
     pub writer: JournalWriter,
-    /// Names of the recovered listings in it.
-    pub slots: BTreeMap<ListingKey, JournalSlot>,
+    /// What the next start would read: bytes of closed logs.
+    pub log_bytes: u64,
+    /// Bytes of the newest checkpoint.
+    pub checkpoint_bytes: u64,
+    /// A checkpoint should be made soon.
+    pub wants_checkpoint: bool,
 }
 
 impl RecoveredState {
-    /// Goes on from what a journal believed: the state, and the bytes of the new journal that must be
-    /// on disk before anything is appended to it.
-    pub fn begin(recovered: Recovered) -> (Self, Vec<u8>) {
-        let (mut writer, slots) = JournalWriter::checkpoint(recovered.generation + 1, &recovered);
-        let (_, checkpoint) = writer.take_pending().expect("a checkpoint has at least a header");
-        (RecoveredState { recovered, writer, slots }, checkpoint)
+    /// Goes on from what was found: the state, and the header of the log that must be on disk under
+    /// its name before anything is appended to it.
+    pub fn begin(found: Found) -> (Self, Vec<u8>) {
+        let mut writer = JournalWriter::new(found.generation, found.sequence, found.next_slot);
+        let (_, header) = writer.take_pending().expect("a log begins with its header");
+        let Found { recovered, log_bytes, checkpoint_bytes, wants_checkpoint, .. } = found;
+        let state =
+            RecoveredState { recovered, writer, log_bytes, checkpoint_bytes, wants_checkpoint };
+        (state, header)
     }
 }
 
@@ -127,11 +138,11 @@ pub fn leaves_path(hash: &[u8; 32]) -> PathBuf {
     PathBuf::from(format!("leaves/{}", hex(hash)))
 }
 
-/// Opens the state folder, replays its journal and writes it anew as a checkpoint.
+/// Opens the state folder, replays its journal and begins a log behind it.
 ///
 /// # Errors
 /// [`EngineError::Io`] when the folder cannot be used, [`EngineError::Journal`] when the journal is
-/// of a later version. A journal that is damaged from its first byte is set aside under another name:
+/// of a later version. A journal of which nothing can be read is set aside under other names:
 /// everything is checked again rather than refused.
 pub fn open_state_dir(
     path: &Path,
@@ -139,52 +150,43 @@ pub fn open_state_dir(
 ) -> Result<(StateDir, RecoveredState), EngineError> {
     let failed = |what| move |source| EngineError::Io { what, path: path.into(), source };
     let dir = DirHandle::create(path).map_err(failed("cannot open"))?;
-    let recovered = read_journal(&dir).map_err(|error| match error {
-        ReadError::Io(source) => failed("cannot read the journal in")(source),
-        ReadError::Journal(error) => EngineError::Journal { reason: error.to_string() },
-    })?;
-    let (found, checkpoint) = RecoveredState::begin(recovered);
-    let name = Path::new(JOURNAL_NAME);
-    dir.replace_file(name, &checkpoint).map_err(failed("cannot write the journal in"))?;
-    let reserve = || -> io::Result<()> {
-        let file = dir.open_file(name, FileOptions { write: true, ..FileOptions::default() })?;
-        dir::allocate(file.as_fd(), checkpoint.len() as u64 + JOURNAL_RESERVE_BYTES)?;
-        if durable { Ok(rustix::fs::fsync(&file)?) } else { Ok(()) }
-    };
-    // Without the reserve the journal still works as long as the disk has room.
-    if let Err(error) = reserve() {
-        tracing::warn!(%error, "no space reserved for the journal");
+    let found = files::find(&dir).map_err(failed("cannot read the journal in"))?;
+    let found = found.map_err(|error| EngineError::Journal { reason: error.to_string() })?;
+    for name in &found.damaged {
+        tracing::error!(name, "the journal cannot be read; set aside, checking all data");
+        let aside = format!("{name}.bad");
+        dir.rename(Path::new(name), Path::new(&aside)).map_err(failed("cannot rename in"))?;
     }
+    let last_log = found.last_log.clone().filter(|_| durable);
+    let generation = found.generation;
+    let (state, header) = RecoveredState::begin(found);
+    // What was read may have come from the page cache alone. A log that goes on behind records which
+    // a power cut then takes would be lost with them.
+    let begin = || -> io::Result<()> {
+        if let Some(last) = &last_log {
+            rustix::fs::fsync(dir.open_file(Path::new(last), FileOptions::default())?)?;
+        }
+        let name = name_of(FileKind::Log, generation);
+        let options = FileOptions { write: true, truncate: true, ..FileOptions::default() };
+        let mut file = std::fs::File::from(dir.open_file(Path::new(&name), options)?);
+        // Without the reserve the journal still works as long as the disk has room.
+        if let Err(error) = dir::allocate(file.as_fd(), LOG_RESERVE_BYTES) {
+            tracing::warn!(%error, "no space reserved for the journal");
+        }
+        io::Write::write_all(&mut file, &header)?;
+        if durable {
+            file.sync_all()?;
+            dir.sync()?;
+        }
+        Ok(())
+    };
+    begin().map_err(failed("cannot write the journal in"))?;
     tracing::debug!(
-        listings = found.recovered.listings.len(),
-        generation = found.recovered.generation + 1,
-        torn_bytes = found.recovered.torn_bytes,
+        listings = state.recovered.listings.len(),
+        generation,
+        log_bytes = state.log_bytes,
+        checkpoint_bytes = state.checkpoint_bytes,
         "journal replayed"
     );
-    Ok((StateDir::new(dir), found))
-}
-
-enum ReadError {
-    Io(io::Error),
-    Journal(journal::JournalError),
-}
-
-fn read_journal(dir: &DirHandle) -> Result<Recovered, ReadError> {
-    let name = Path::new(JOURNAL_NAME);
-    let bytes = match dir.read_file(name, JOURNAL_LEN_MAX) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Recovered::default()),
-        Err(error) => return Err(ReadError::Io(error)),
-    };
-    match journal::replay(&bytes) {
-        Ok(recovered) => Ok(recovered),
-        Err(journal::JournalError::Header) => {
-            tracing::error!(
-                "the journal has no header; set aside as journal.bad, checking all data"
-            );
-            dir.rename(name, Path::new("journal.bad")).map_err(ReadError::Io)?;
-            Ok(Recovered::default())
-        }
-        Err(error) => Err(ReadError::Journal(error)),
-    }
+    Ok((StateDir::new(dir), state))
 }

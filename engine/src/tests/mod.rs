@@ -1,6 +1,7 @@
 //! Whole engines on loopback, on the real drivers.
 
 mod hostile;
+mod journal;
 mod magnet;
 mod regressions;
 mod sim;

@@ -23,6 +23,8 @@ pub(super) struct VirtualDisk {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     next_change: u64,
+    /// Renames whose folder was not synced since, oldest first: from, to, and what `to` stood for.
+    renames: Vec<(Name, Name, Option<u64>)>,
     /// `None` is without end.
     pub(super) capacity_bytes: Option<u64>,
 }
@@ -189,6 +191,13 @@ impl VirtualDisk {
         }
     }
 
+    /// [`VirtualDisk::sync`] of everything in a file that is there.
+    pub(super) fn sync_by_name(&mut self, root: &Path, rel: &Path) {
+        if let Some(id) = self.id(root, rel) {
+            self.sync(id, self.next_change);
+        }
+    }
+
     /// A sync that fails: what it should have covered is kept, lost or torn, and the next sync will
     /// know nothing of it. Reads show what the device holds, as O_DIRECT would.
     pub(super) fn fail_sync(&mut self, id: u64, rng: &mut SimRng) {
@@ -197,6 +206,20 @@ impl VirtualDisk {
             change.apply_torn(&mut inode.durable, rng);
         }
         inode.data.clone_from(&inode.durable);
+    }
+
+    /// Renames a file; a power cut may undo it until the names are synced.
+    pub(super) fn rename(&mut self, root: &Path, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = ((root.to_owned(), from.to_owned()), (root.to_owned(), to.to_owned()));
+        let id = self.names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
+        let replaced = self.names.insert(to.clone(), id);
+        self.renames.push((from, to, replaced));
+        Ok(())
+    }
+
+    /// Makes renames durable.
+    pub(super) fn sync_names(&mut self) {
+        self.renames.clear();
     }
 
     /// Removes a file or everything beneath a folder, durably; bytes freed.
@@ -221,6 +244,14 @@ impl VirtualDisk {
     pub(super) fn cut_power(&mut self, in_flight: Vec<(u64, u64, Vec<u8>)>, rng: &mut SimRng) {
         for (id, at, bytes) in in_flight {
             self.change(id, Change::Write { at: at as usize, bytes });
+        }
+        while let Some((from, to, replaced)) = self.renames.pop() {
+            if rng.range(0, 1) == 0
+                && let Some(id) = self.names.remove(&to)
+            {
+                self.names.insert(from, id);
+                self.names.extend(replaced.map(|id| (to, id)));
+            }
         }
         let mut lost = Vec::new();
         for (&id, inode) in &mut self.inodes {

@@ -4,6 +4,7 @@
 //! It does what the real ones do on a bad day: transfers are cut anywhere, completions come in any
 //! order, links drop, disks fail, a crash tears what was not synced. A run is replayed by its seed.
 
+mod aside;
 mod disk;
 mod net;
 mod rng;
@@ -21,7 +22,9 @@ use std::time::{Duration, Instant};
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 use rustix::io::Errno;
 
-use super::{Completion, Done, FileId, Machine, Op, OpId, OpenMode, Ops, ReadPath, SockId};
+use super::{Aside, Completion, Done, FileId, Machine, Op, OpId, OpenMode, Ops, ReadPath, SockId};
+use crate::store::files::JournalFiles;
+use aside::AsideStep;
 use disk::VirtualDisk;
 use net::{Arrival, Conn};
 
@@ -150,6 +153,7 @@ enum DiskJob {
     Sync { inode: u64, mark: u64 },
     Allocate { inode: u64, len_bytes: u64 },
     RemoveTree { root: PathBuf, path: PathBuf },
+    Aside { job: Aside, step: AsideStep },
     Close { inode: u64 },
 }
 
@@ -288,6 +292,16 @@ impl<M: Machine> World<M> {
     /// All files of a node: folder and path.
     pub fn files(&self, node: usize) -> impl Iterator<Item = (&Path, &Path)> {
         self.core.nodes[node].disk.names()
+    }
+
+    /// Syncs a file, as what runs before a machine does.
+    pub fn sync_file(&mut self, node: usize, root: &Path, rel: &Path) {
+        self.core.nodes[node].disk.sync_by_name(root, rel);
+    }
+
+    /// The journal in a folder of a node.
+    pub fn journal_files<'a>(&'a self, node: usize, root: &'a Path) -> impl JournalFiles + 'a {
+        aside::VirtualFolder { disk: &self.core.nodes[node].disk, root }
     }
 
     /// Flips the bits of `mask` in one byte of a file, on the device; false when it is not there.
@@ -490,6 +504,9 @@ impl Core {
                 let root = root.path().to_owned();
                 self.start_disk(node, id, DiskJob::RemoveTree { root, path });
             }
+            Op::Aside { id, job } => {
+                self.start_disk(node, id, DiskJob::Aside { job, step: AsideStep::Begin });
+            }
             Op::CloseFile { file } => {
                 if let Some(inode) = self.nodes[node].files.remove(&file) {
                     // Last of all, so that what is in flight on it completes first.
@@ -580,9 +597,12 @@ impl Core {
                 }
             }
             Event::Disk { node, epoch, id, job } => {
-                if self.nodes[node].epoch == epoch
-                    && let Some(done) = self.run_disk(node, job)
-                {
+                if self.nodes[node].epoch != epoch {
+                    return;
+                }
+                if let DiskJob::Aside { job, step } = job {
+                    self.run_aside(node, id, job, step);
+                } else if let Some(done) = self.run_disk(node, job) {
                     self.inbox.push_back((node, Completion { id, done }));
                 }
             }
@@ -637,6 +657,7 @@ impl Core {
                 disk.close(inode);
                 return None;
             }
+            DiskJob::Aside { .. } => unreachable!("it takes several steps"),
         })
     }
 
