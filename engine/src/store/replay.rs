@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::journal::for_each_chunk;
 use super::record::{
-    FileKind, Header, JournalError, JournalSlot, ListingKey, Record, Records, Stamp, encode_record,
+    FileKind, Header, JournalSlot, ListingKey, Record, Records, Stamp, encode_record,
 };
 use super::runs::RunSet;
 
@@ -195,7 +195,8 @@ impl Replay {
 ///
 /// # Errors
 /// [`JournalError`] when the header is not one of ours.
-pub fn replay_one(bytes: &[u8]) -> Result<Recovered, JournalError> {
+#[cfg(test)]
+pub(super) fn replay_one(bytes: &[u8]) -> Result<Recovered, super::record::JournalError> {
     let mut replay = Replay::default();
     let mut records = Records::open(bytes).expect("memory can be read")?;
     replay.take_all(&mut records).expect("memory can be read");

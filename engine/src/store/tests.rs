@@ -332,7 +332,7 @@ fn checkpoints_are_made_in_a_real_folder() {
         let key = ListingKey::V2([1; 32]);
         let known = found.recovered.listings.get(&key);
         assert_eq!(known.map_or(0, |it| it.have.count()), round * 2);
-        let mut put = |bytes: Option<(u64, Vec<u8>)>, generation: u64| {
+        let put = |bytes: Option<(u64, Vec<u8>)>, generation: u64| {
             use std::os::unix::fs::FileExt as _;
             let name = path.join(name_of(FileKind::Log, generation));
             let file = std::fs::File::options().create(true).write(true).truncate(false).open(name);
