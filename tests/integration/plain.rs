@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -294,4 +295,41 @@ fn what_the_environment_lacks_is_named() {
     let missing = args([&"hash", &scratch.join("nowhere"), &"-o", &scratch.join("x.torrent")]);
     assert_ne!(ours(&scratch, &missing).code, Some(0));
     ours(&scratch, &args([&"no-such-command"])).expect_code(2);
+}
+
+/// The doctor names who forbids io_uring and what to do in the words of the deployment, and fails, with
+/// everything else told, when there is something that nothing can run with.
+#[test]
+fn the_doctor_tells_what_is_wrong_and_what_helps() {
+    let scratch = Scratch::new("doctor");
+    let run = |forbid: bool, flags: &[&str]| {
+        let mut command = Command::new(OURS);
+        command.env("XDG_CACHE_HOME", scratch.join("cache"));
+        if forbid {
+            command.env("RINGSEED_TEST_FORBID_IO_URING", "1");
+        }
+        Program::start_command(command, flags, &scratch.join("logs")).wait(DEADLINE)
+    };
+    let find = |told: &serde_json::Value, code: &str| {
+        let checks = told["checks"].as_array().expect("checks").iter();
+        checks.filter(|check| check["code"] == code).cloned().collect::<Vec<_>>()
+    };
+    let here = scratch.path().to_str().expect("a path in UTF-8");
+
+    let told = run(true, &["doctor", here, "--json", "--cure", "docker"]).expect_code(0).json();
+    let ring = &find(&told, "RS-D02")[0];
+    assert_eq!(ring["level"], "WARN", "{ring}");
+    assert!(ring["what"].as_str().unwrap().contains("seccomp"), "{ring}");
+    assert!(ring["cure"].as_str().unwrap().contains("--security-opt"), "{ring}");
+    assert!(told["cure"].as_str().unwrap().contains("io_uring_setup"));
+    assert!(find(&told, "RS-D03").is_empty(), "no ring, no flags");
+
+    let told = run(false, &["doctor", here, "--json"]).expect_code(0).json();
+    assert_eq!(find(&told, "RS-D21").len(), 1, "the folder's space is told");
+    assert!(told["cure"].is_null(), "nobody asked for a form");
+
+    let ended = run(false, &["doctor", "/nowhere/at/all", here]).expect_code(4);
+    assert!(ended.stdout.contains("FAIL RS-D20 /nowhere/at/all is missing"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("RS-D61"), "the rest is told all the same");
+    assert!(ended.stderr.contains("RS-E0406"), "{}", ended.stderr);
 }

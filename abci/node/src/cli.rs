@@ -56,8 +56,22 @@ pub enum Command {
     Get(Get),
     /// Verify data on disk against its `.torrent` file, or against thousands of them.
     Check(Check),
-    /// Say what this machine offers: kernel, io_uring, limits, and how fast which kernel hashes.
-    Doctor,
+    /// Say whether a datatrust can run here and how well, with the cure for what is wrong.
+    Doctor(Doctor),
+}
+
+/// `ringseed doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// Folders that are meant for payload or state: file system, O_DIRECT, space, cost of a sync.
+    #[arg(value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// Addresses that are meant to be listened on.
+    #[arg(long, value_name = "ADDR", default_values = ["127.0.0.1:7400", "127.0.0.1:7401"])]
+    pub listen: Vec<SocketAddr>,
+    /// Print the settings of this form of deployment, and name cures in its words.
+    #[arg(long, value_name = "FORM")]
+    pub cure: Option<crate::doctor::Form>,
 }
 
 /// `ringseed up`.

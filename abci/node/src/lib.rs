@@ -128,10 +128,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Seed(args) => bt::seed(args, reporter, print),
         Command::Get(args) => bt::get(args, reporter, print),
         Command::Check(args) => offline::check(args, reporter, print),
-        Command::Doctor => {
-            client::print(&doctor::look(), reporter, doctor::text);
-            Ok(())
-        }
+        Command::Doctor(args) => doctor::run(args, reporter),
     }
 }
 

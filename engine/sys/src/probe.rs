@@ -1,9 +1,11 @@
 //! What this machine allows: asked once at start, told to the operator in words.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use crate::arena::Arena;
 use crate::dir::DirHandle;
 use crate::file::{DioAlign, dio_align};
 use crate::process;
@@ -66,6 +68,12 @@ pub struct FolderFacts {
     pub dio_align: Option<DioAlign>,
     /// Room left.
     pub space: Space,
+    /// `fallocate(2)` reserves space, so that a full disk is noticed before data is accepted.
+    pub can_reserve: bool,
+    /// Median time of an `fdatasync(2)` after a write of 4 KiB: what each commit waits for.
+    pub sync_time: Duration,
+    /// The device has heads to move, see [`is_rotational`].
+    pub is_rotational: Option<bool>,
 }
 
 /// What the machine allows this process.
@@ -83,6 +91,8 @@ pub struct MachineFacts {
     pub cpus: usize,
     /// CPUs' worth of time that the cgroup grants; `None` without a quota.
     pub cpu_quota: Option<f64>,
+    /// Memory that the cgroup grants, in bytes; `None` without a limit.
+    pub memory_max_bytes: Option<u64>,
 }
 
 /// Asks for everything, in a few milliseconds.
@@ -94,6 +104,17 @@ pub fn machine() -> MachineFacts {
         open_files: process::open_files_limit(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         cpu_quota: cpu_quota(),
+        memory_max_bytes: memory_max_bytes(),
+    }
+}
+
+/// How many bytes of buffers of `len_max_bytes` the kernel lets this process register with a ring now:
+/// the limit is one for all processes of a user, so only trying tells.
+pub fn registrable_bytes(len_max_bytes: usize) -> usize {
+    let Ok(mut ring) = Ring::new(32) else { return 0 };
+    match Arena::new(len_max_bytes) {
+        Ok(arena) => ring.register_arena(&arena, len_max_bytes),
+        Err(_) => 0,
     }
 }
 
@@ -175,19 +196,40 @@ pub fn explain(support: &UringSupport) -> (String, &'static str) {
 }
 
 /// What the file system beneath a folder offers. Creates and removes a file in it, because alignment
-/// is told for files only.
+/// and the cost of a sync are told for files only.
 ///
 /// # Errors
 /// What opening, writing or asking says.
 pub fn folder(path: &Path) -> io::Result<FolderFacts> {
-    use std::os::fd::AsFd;
     let dir = DirHandle::open(path)?;
     let name = format!(".ringseed-probe-{}", std::process::id());
     let options = crate::dir::FileOptions { write: true, ..Default::default() };
     let file = dir.open_file(Path::new(&name), options)?;
-    let align = dio_align(file.as_fd());
+    let facts = probe_file(&dir, file.as_fd());
+    // Also when asking failed: nothing of ours stays.
     dir.remove_file(Path::new(&name))?;
-    Ok(FolderFacts { fs: fs_kind(&dir)?, dio_align: align?, space: dir.space()? })
+    facts
+}
+
+fn probe_file(dir: &DirHandle, file: BorrowedFd<'_>) -> io::Result<FolderFacts> {
+    const SYNCS: usize = 5;
+    const BLOCK: [u8; 4096] = [0x5a; 4096];
+    let mut times = [Duration::ZERO; SYNCS];
+    for (at, time) in times.iter_mut().enumerate() {
+        rustix::io::pwrite(file, &BLOCK, (at * BLOCK.len()) as u64)?;
+        let begun = Instant::now();
+        rustix::fs::fdatasync(file)?;
+        *time = begun.elapsed();
+    }
+    times.sort_unstable();
+    Ok(FolderFacts {
+        fs: fs_kind(dir)?,
+        dio_align: dio_align(file)?,
+        space: dir.space()?,
+        can_reserve: crate::dir::allocate(file, 64 << 10)?,
+        sync_time: times[SYNCS / 2],
+        is_rotational: is_rotational(file),
+    })
 }
 
 /// Whether the device that holds an open file has to move heads. `None` where the kernel does not
@@ -254,6 +296,29 @@ fn cpu_quota() -> Option<f64> {
     quotas.into_iter().min_by(f64::total_cmp)
 }
 
+/// The smallest memory limit of this process's cgroup and of those above it, version 2 or 1.
+fn memory_max_bytes() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let v2 = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let v1 = own.lines().find_map(|line| line.split_once(":memory:").map(|(_, path)| path));
+    let limits = |base: &str, own: &str, name: &str| -> Vec<u64> {
+        let read = |level: &Path| {
+            let level = level.strip_prefix("/").unwrap_or(level);
+            let text = std::fs::read_to_string(Path::new(base).join(level).join(name)).ok()?;
+            parse_memory_max(&text)
+        };
+        Path::new(own).ancestors().filter_map(read).collect()
+    };
+    let mut found = limits("/sys/fs/cgroup", v2, "memory.max");
+    found.extend(limits("/sys/fs/cgroup/memory", v1.unwrap_or("/"), "memory.limit_in_bytes"));
+    found.into_iter().min()
+}
+
+/// Version 1 says "no limit" by a number near 2^63.
+fn parse_memory_max(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|&bytes| bytes < 1 << 60)
+}
+
 fn parse_cpu_max(text: &str) -> Option<f64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
@@ -279,6 +344,13 @@ mod tests {
     }
 
     #[test]
+    fn memory_limits_are_read() {
+        assert_eq!(parse_memory_max("536870912\n"), Some(512 << 20));
+        assert_eq!(parse_memory_max("max\n"), None);
+        assert_eq!(parse_memory_max("9223372036854771712\n"), None, "version 1 without a limit");
+    }
+
+    #[test]
     fn this_machine_is_told() {
         let facts = machine();
         assert!(facts.kernel.major >= 4 && facts.cpus > 0);
@@ -288,6 +360,7 @@ mod tests {
         let tmp = TestDir::on_disk();
         let found = folder(tmp.path()).unwrap();
         assert!(found.space.total_bytes > 0);
+        assert!(found.sync_time > Duration::ZERO);
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
     }
 }

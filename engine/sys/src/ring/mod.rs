@@ -23,7 +23,7 @@ use crate::arena::{Arena, Extent, ExtentMut};
 use crate::buf::{RecvBuf, SendBuf};
 use crate::file::{DataFile, Part, ReadPath};
 
-pub use setup::{RingError, RingMode};
+pub use setup::{Operation, RingError, RingMode, operations};
 use slot::{Active, Slots};
 
 /// What the kernel is asked to do. Everything it needs is moved in and comes back with the

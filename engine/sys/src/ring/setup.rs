@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use io_uring::IoUring;
+use io_uring::{IoUring, Probe, opcode};
 use thiserror::Error;
 
 /// Completions that fit per submission entry: what is in flight exceeds one batch of submissions.
@@ -54,6 +54,48 @@ pub enum RingError {
     /// `EMFILE` and the like.
     #[error("io_uring could not be set up")]
     Io(#[source] io::Error),
+}
+
+/// An operation of the ring that the engine uses, or would gladly use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// As `io_uring_enter(2)` names it, without the prefix.
+    pub name: &'static str,
+    /// The driver cannot do without it.
+    pub is_needed: bool,
+    /// The kernel has it.
+    pub is_there: bool,
+}
+
+/// Which operations this kernel's rings offer (`IORING_REGISTER_PROBE`, Linux 5.6).
+///
+/// # Errors
+/// Why there is no ring, or what the probe said.
+pub fn operations() -> Result<Vec<Operation>, RingError> {
+    const WANTED: [(&str, u8, bool); 13] = [
+        ("accept", opcode::Accept::CODE, true),
+        ("connect", opcode::Connect::CODE, true),
+        ("recvmsg", opcode::RecvMsg::CODE, true),
+        ("sendmsg", opcode::SendMsg::CODE, true),
+        ("poll_add", opcode::PollAdd::CODE, true),
+        ("read", opcode::Read::CODE, true),
+        ("write", opcode::Write::CODE, true),
+        ("read_fixed", opcode::ReadFixed::CODE, true),
+        ("write_fixed", opcode::WriteFixed::CODE, true),
+        ("fsync", opcode::Fsync::CODE, true),
+        ("async_cancel", opcode::AsyncCancel::CODE, true),
+        ("sendmsg_zc", opcode::SendMsgZc::CODE, false),
+        ("recv_multishot", opcode::RecvMulti::CODE, false),
+    ];
+    let (ring, _) = build(ENTRIES_MIN)?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(RingError::Io)?;
+    let found = |&(name, code, is_needed): &(&'static str, u8, bool)| Operation {
+        name,
+        is_needed,
+        is_there: probe.is_supported(code),
+    };
+    Ok(WANTED.iter().map(found).collect())
 }
 
 pub(super) fn build(entries: u32) -> Result<(IoUring, RingMode), RingError> {
