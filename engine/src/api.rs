@@ -1,5 +1,6 @@
 //! The words between an engine and the program around it: what is added, what is told, what is asked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -347,6 +348,9 @@ pub struct EngineStatus {
     pub hash_messages: u64,
     /// Connections now.
     pub peers: u64,
+    /// Connections that ended since the start, by a word for the reason (`duplicate`,
+    /// `handshake-timeout`, `flood-requests`, `address-full`, ...). The words stay the same over versions.
+    pub closed: BTreeMap<&'static str, u64>,
     /// Listings known.
     pub listings: u64,
     /// Listings that are not cold.

@@ -55,6 +55,15 @@ pub struct Config {
     pub peers_max: u32,
     /// Connections at most for one listing.
     pub peers_per_listing_max: u32,
+    /// Incoming connections at most that have not shaken hands. A newcomer beyond it takes the place of
+    /// the oldest one of the network that has most of them.
+    pub handshakes_max: u32,
+    /// Connections at most that one IPv4 address, or one IPv6 /64, may make to us. Members of a market
+    /// ([`Engine::set_members`](crate::Engine::set_members)) are not counted.
+    pub peers_per_ip_max: u32,
+    /// Whether loopback counts as an address like any other. All programs of this machine share it, so
+    /// that by default it is spared.
+    pub limit_loopback: bool,
     /// Payload files held open at most.
     pub open_files_max: u32,
     /// A log of the journal is closed, and a checkpoint made of what it and all before it say, when a
@@ -123,6 +132,9 @@ impl Config {
             durable: true,
             peers_max: 512,
             peers_per_listing_max: 64,
+            handshakes_max: 256,
+            peers_per_ip_max: 8,
+            limit_loopback: false,
             open_files_max: 256,
             journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,
@@ -148,6 +160,8 @@ impl Config {
         for (name, value) in [
             ("peers_max", self.peers_max),
             ("peers_per_listing_max", self.peers_per_listing_max),
+            ("handshakes_max", self.handshakes_max),
+            ("peers_per_ip_max", self.peers_per_ip_max),
             ("open_files_max", self.open_files_max),
         ] {
             if value == 0 {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -191,6 +191,12 @@ impl Engine {
         self.inner.queue.push(Command::Remove(id, delete_data));
     }
 
+    /// The addresses of the market's members. Their connections are not counted against
+    /// [`Config::peers_per_ip_max`]: a member connects once for each listing it wants.
+    pub fn set_members(&self, members: Vec<IpAddr>) {
+        self.inner.queue.push(Command::SetMembers(members));
+    }
+
     /// `false` chokes every peer and serves no payload, while fetching goes on.
     pub fn set_serving(&self, serving: bool) {
         self.inner.queue.push(Command::SetServing(serving));
@@ -231,6 +237,7 @@ impl Engine {
             hash_calls: counters.hash_calls.get(),
             hash_messages: counters.hash_messages.get(),
             peers: counters.peers.get(),
+            closed: counters.closed(),
             listings: counters.listings.get(),
             listings_active: counters.listings_active.get(),
             arena_in_use_bytes: (self.inner.arena.in_use() * EXTENT_LEN_BYTES) as u64,

@@ -1,8 +1,8 @@
 //! The way from the public handle to the shard: a queue of commands, answered through channels, and
 //! counters that anybody may read.
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -50,6 +50,8 @@ pub enum Command {
     SetPeers(ListingId, Vec<SocketAddr>),
     /// Forget a listing, and delete what is ours of it when the flag says so.
     Remove(ListingId, bool),
+    /// The addresses of the market's members.
+    SetMembers(Vec<IpAddr>),
     /// Serve payload or not.
     SetServing(bool),
     /// Cap on payload bytes sent per second.
@@ -127,10 +129,24 @@ pub struct Counters {
     pub arena_waits: Counter,
     /// Connections now.
     pub peers: Counter,
+    /// Connections that ended, by the code of the reason.
+    closed: Mutex<BTreeMap<&'static str, u64>>,
     /// Listings now.
     pub listings: Counter,
     /// Listings that are not cold, now.
     pub listings_active: Counter,
+}
+
+impl Counters {
+    /// Counts the end of a connection.
+    pub fn count_closed(&self, code: &'static str) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default() += 1;
+    }
+
+    /// How many connections ended, by the code of the reason.
+    pub fn closed(&self) -> BTreeMap<&'static str, u64> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// A number that one thread changes and all may read.

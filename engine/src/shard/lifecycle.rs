@@ -27,6 +27,7 @@ impl Shard {
             }
             Command::SetPeers(listing, peers) => self.set_listing_peers(listing, peers),
             Command::Remove(listing, delete_data) => self.remove_listing(listing, delete_data),
+            Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),
             Command::SetUploadRate(rate) => {
                 self.bucket = super::Bucket::new(rate);

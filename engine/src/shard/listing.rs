@@ -165,6 +165,9 @@ pub(super) struct Active {
     pub known_complete: bool,
 }
 
+/// Sources remembered of one listing at most; more than its connections.
+const SOURCES_MAX: usize = 256;
+
 /// First wait after a disk error.
 pub(super) const WAIT_MIN: Duration = Duration::from_secs(1);
 /// Longest wait after disk errors.
@@ -367,6 +370,19 @@ impl Active {
     pub fn file_path(&self, file: u32) -> Option<PathBuf> {
         let files = self.metainfo.as_ref()?.info().files();
         files.get(file as usize).map(|file| file.path.as_path().to_path_buf())
+    }
+
+    /// A peer has shaken hands: what it will give is counted under its name. Beyond
+    /// [`SOURCES_MAX`] names one that has given nothing, else the one that has given least, is forgotten:
+    /// whoever makes up names only takes the places of others that are made up.
+    pub fn note_source(&mut self, who: Who, addr: SocketAddr) {
+        if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&who) {
+            let least = self.sources.iter().min_by_key(|(_, (_, given))| *given);
+            if let Some(least) = least.map(|(&who, _)| who) {
+                self.sources.remove(&least);
+            }
+        }
+        self.sources.entry(who).or_insert((addr, 0)).0 = addr;
     }
 
     fn source_list(&self) -> Vec<SourceStatus> {

@@ -6,12 +6,13 @@
 //! receives, sends, disk operations in flight. Given the same seed, times and completions it decides
 //! the same.
 //!
-//! - `peer`, `receive`, `serve`: connections, bytes in, bytes out.
+//! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
 //!   journal.
 //! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `dial`: a listing from its hash to its
 //!   removal.
 
+mod admit;
 mod bucket;
 mod cache;
 mod check;
@@ -51,6 +52,7 @@ use crate::config::Config;
 use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
 use crate::store::journal::ListingKey;
 use crate::store::{Recovered, RecoveredState, StateDir};
+use admit::Door;
 use bucket::Bucket;
 use cache::Cache;
 use command::{CommandQueue, Counters};
@@ -148,6 +150,7 @@ pub struct Shard {
     keys: BTreeMap<ListingKey, ListingId>,
 
     conns: BTreeMap<ConnId, Conn>,
+    door: Door,
     next_conn: u64,
     /// Connections that something happened to in this turn.
     touched: BTreeSet<ConnId>,
@@ -213,6 +216,7 @@ impl Shard {
             wire_ids: BTreeMap::new(),
             keys: BTreeMap::new(),
             conns: BTreeMap::new(),
+            door: Door::new(now),
             next_conn: 0,
             touched: BTreeSet::new(),
             strikes: BTreeMap::new(),

@@ -12,6 +12,7 @@ use ringseed_core::wire::{
 };
 use ringseed_sys::arena::Extent;
 
+use super::admit::network_of;
 use super::listing::Stage;
 use super::timers::Timer;
 use super::{Flight, Shard};
@@ -53,6 +54,11 @@ pub(super) struct Conn {
     pub held: Vec<Held>,
     /// What it may still send in this round of the upload queue, in bytes.
     pub deficit: u64,
+    /// When payload last went over it in either direction, or it was made.
+    pub useful_at: Instant,
+    /// It lost against another connection of the same peer, and ends when the peer has been told who is
+    /// here.
+    pub is_leaving: bool,
     /// It is in the upload queue.
     pub is_queued: bool,
 }
@@ -95,7 +101,7 @@ pub(super) struct Who {
 impl Who {
     /// A peer id at an address.
     pub fn of(peer_id: PeerId, addr: SocketAddr) -> Self {
-        Who { ip: addr.ip(), peer_id }
+        Who { ip: network_of(addr.ip()), peer_id }
     }
 
     #[cfg(test)]
@@ -142,8 +148,16 @@ pub(super) enum CloseReason {
     Duplicate,
     /// We know nothing of the torrent it wants.
     UnknownTorrent,
-    /// A bound of ours is reached.
+    /// All places are taken, by connections that are of use.
     Full,
+    /// Its address holds as many connections as it may.
+    AddressFull,
+    /// Its address connects more often than it may.
+    AddressThrottled,
+    /// It did not shake hands, and a newcomer needed its place.
+    CrowdedOut,
+    /// Nothing went over it, and a newcomer needed its place.
+    Displaced,
     /// Neither side wants anything of the other.
     Useless,
     /// Its data did not verify.
@@ -160,9 +174,59 @@ impl fmt::Display for CloseReason {
             CloseReason::Duplicate => f.write_str("connected to this peer already"),
             CloseReason::UnknownTorrent => f.write_str("no such torrent here"),
             CloseReason::Full => f.write_str("enough peers"),
+            CloseReason::AddressFull => f.write_str("enough connections from its address"),
+            CloseReason::AddressThrottled => f.write_str("its address connects too often"),
+            CloseReason::CrowdedOut => f.write_str("no handshake, and others wait"),
+            CloseReason::Displaced => f.write_str("nothing moves, and others wait"),
             CloseReason::Useless => f.write_str("both sides have everything"),
             CloseReason::BadData => f.write_str("its data did not verify"),
             CloseReason::Gone => f.write_str("the listing is gone or the engine stops"),
+        }
+    }
+}
+
+impl CloseReason {
+    /// A word for logs and metrics that stays the same over versions and values.
+    pub fn code(&self) -> &'static str {
+        match self {
+            CloseReason::Network(_) => "network",
+            CloseReason::Link(error) => error.code(),
+            CloseReason::Duplicate => "duplicate",
+            CloseReason::UnknownTorrent => "unknown-torrent",
+            CloseReason::Full => "full",
+            CloseReason::AddressFull => "address-full",
+            CloseReason::AddressThrottled => "address-throttled",
+            CloseReason::CrowdedOut => "crowded-out",
+            CloseReason::Displaced => "displaced",
+            CloseReason::Useless => "useless",
+            CloseReason::BadData => "bad-data",
+            CloseReason::Gone => "gone",
+        }
+    }
+
+    /// The peer did what no honest one does, or took more than its part.
+    pub fn is_hostile(&self) -> bool {
+        match self {
+            CloseReason::Link(error) => {
+                let is_slow = matches!(
+                    error,
+                    LinkError::HandshakeTimeout { .. }
+                        | LinkError::Trickle { .. }
+                        | LinkError::SendStalled { .. }
+                );
+                is_slow || error.blame() == Blame::Peer
+            }
+            CloseReason::AddressFull
+            | CloseReason::AddressThrottled
+            | CloseReason::CrowdedOut
+            | CloseReason::BadData => true,
+            CloseReason::Network(_)
+            | CloseReason::Duplicate
+            | CloseReason::UnknownTorrent
+            | CloseReason::Full
+            | CloseReason::Displaced
+            | CloseReason::Useless
+            | CloseReason::Gone => false,
         }
     }
 }
@@ -174,9 +238,8 @@ impl Shard {
 
     /// The listener has accepted a connection.
     pub(super) fn handle_accepted(&mut self, sock: SockId, addr: SocketAddr) {
-        if self.conns.len() >= self.config.peers_max as usize || self.is_stopping {
-            tracing::debug!(%addr, "connection refused, enough peers");
-            self.out.push_back(Op::Close { sock });
+        if let Err(reason) = self.admit(addr) {
+            self.refuse(sock, addr, &reason);
             return;
         }
         let link = Link::incoming(self.now, self.link_config());
@@ -222,10 +285,15 @@ impl Shard {
             timer_at: None,
             served: VecDeque::new(),
             deficit: 0,
+            useful_at: self.now,
+            is_leaving: false,
             held: Vec::new(),
             is_queued: false,
         };
         self.conns.insert(id, conn);
+        if !is_dialled {
+            self.door.opened(id, addr.ip(), self.now);
+        }
         if let Some(active) = listing.and_then(|listing| self.active.get_mut(&listing)) {
             active.conns.insert(id);
         }
@@ -245,7 +313,11 @@ impl Shard {
     /// Ends a connection: closes its socket, gives its requests back, dials again if that is sensible.
     pub(super) fn close_conn(&mut self, id: ConnId, reason: CloseReason) {
         let Some(conn) = self.conns.remove(&id) else { return };
-        tracing::debug!(conn = id.0, addr = %conn.addr, %reason, "connection closed");
+        if !conn.is_dialled {
+            self.door.closed(id, conn.addr.ip(), reason.is_hostile(), self.now);
+        }
+        let peer_id = conn.peer_id.map(|peer_id| peer_id.0);
+        self.tell_closed(conn.addr, conn.listing, peer_id, &reason);
         self.out.push_back(Op::Close { sock: conn.sock });
         self.counters.peers.set(self.conns.len() as u64);
         self.touched.remove(&id);
@@ -305,6 +377,7 @@ impl Shard {
             return;
         }
         let Some(conn) = self.conns.get_mut(&id) else { return };
+        self.door.settled(id, conn.addr.ip());
         conn.peer_id = Some(peer_id);
         let listing = match conn.listing {
             Some(listing) => listing,
@@ -317,7 +390,8 @@ impl Shard {
                 listing
             }
         };
-        if self.resolve_duplicate(id, listing, peer_id) {
+        if peer_id.0 == self.config.peer_id || self.resolve_duplicate(id, listing, peer_id) {
+            self.say_who_is_here(id, listing, wire_id);
             return;
         }
         let is_alive = |active: &&mut super::Active| !matches!(active.stage, Stage::Failed(_));
@@ -325,15 +399,18 @@ impl Shard {
             self.close_conn(id, CloseReason::UnknownTorrent);
             return;
         };
-        let conn = self.conns.get_mut(&id).expect("looked up above");
-        if !conn.is_dialled && active.conns.len() >= self.config.peers_per_listing_max as usize {
+        let is_full = active.conns.len() >= self.config.peers_per_listing_max as usize;
+        let is_dialled = self.conns.get(&id).is_some_and(|conn| conn.is_dialled);
+        if is_full && !is_dialled && !self.make_room(Some(listing)) {
             self.close_conn(id, CloseReason::Full);
             return;
         }
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let conn = self.conns.get_mut(&id).expect("looked up above");
         active.conns.insert(id);
         active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
         let addr = conn.addr;
-        active.sources.entry(Who::of(peer_id, addr)).or_insert((addr, 0)).0 = addr;
+        active.note_source(Who::of(peer_id, addr), addr);
         if !conn.is_dialled {
             let Some(config) = self.channel_config(listing) else { return };
             let conn = self.conns.get_mut(&id).expect("looked up above");
@@ -371,8 +448,22 @@ impl Shard {
             {
                 active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
             }
-            self.close_conn(id, CloseReason::Duplicate);
             true
+        }
+    }
+
+    /// Ends a connection that lost against another one of the same peer, or that we made to ourselves. Who
+    /// dialled it must learn whom it has reached, or it would dial this address for ever: our handshake
+    /// goes out first.
+    fn say_who_is_here(&mut self, id: ConnId, listing: ListingId, wire_id: WireId) {
+        let config = self.channel_config(listing);
+        match (self.conns.get_mut(&id), config) {
+            (Some(conn), Some(config)) if !conn.is_dialled => {
+                conn.is_leaving = true;
+                conn.link.accept(wire_id, config);
+                self.touched.insert(id);
+            }
+            _ => self.close_conn(id, CloseReason::Duplicate),
         }
     }
 
@@ -460,10 +551,17 @@ impl Shard {
         result: io::Result<SockId>,
     ) {
         match result {
-            Ok(sock) if self.active.contains_key(&listing) && !self.is_stopping => {
+            Ok(sock) if !self.active.contains_key(&listing) || self.is_stopping => {
+                self.out.push_back(Op::Close { sock });
+            }
+            Ok(sock) => {
+                let is_full = self.conns.len() >= self.config.peers_max as usize;
+                if is_full && !self.make_room(None) {
+                    self.refuse(sock, addr, &CloseReason::Full);
+                    return self.dial_failed(listing, addr);
+                }
                 self.add_dialled(sock, addr, listing, wire_ids);
             }
-            Ok(sock) => self.out.push_back(Op::Close { sock }),
             Err(error) => {
                 tracing::trace!(%addr, %error, "dial failed");
                 self.dial_failed(listing, addr);

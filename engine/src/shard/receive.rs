@@ -198,7 +198,9 @@ impl Shard {
     ) {
         let len_bytes = u64::from(block.len());
         self.counters.payload_received_bytes.add(len_bytes);
-        let Some(conn) = self.conns.get(&id) else { return };
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.useful_at = now;
         let Some(who) = conn.who() else { return };
         let Some(active) = self.active.get_mut(&listing) else { return };
         let arrival = match active.layout_mut() {

@@ -522,6 +522,12 @@ impl Shard {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.is_sending = false;
+        if payload > 0 {
+            conn.useful_at = now;
+        }
+        if conn.is_leaving {
+            return self.close_conn(id, CloseReason::Duplicate);
+        }
         conn.link.handle_transmitted(now);
         self.touched.insert(id);
         self.queue_upload(id);

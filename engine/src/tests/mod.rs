@@ -1,5 +1,6 @@
 //! Whole engines on loopback, on the real drivers.
 
+mod door;
 mod hostile;
 mod journal;
 mod magnet;

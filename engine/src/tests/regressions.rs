@@ -338,3 +338,28 @@ fn a_check_that_was_cut_short_goes_on_after_the_restart() {
     }
     assert!(cut_short >= 3, "{cut_short} checks were cut short");
 }
+
+/// Receivers dial each other, and each is told its own address, too. The connection that loses was closed
+/// without a word, and so was one to ourselves: its dialler never learned whom it had reached, and
+/// dialled that address again every two seconds as long as both were there.
+#[test]
+fn receivers_that_dial_each_other_keep_one_connection_and_stop_dialling() {
+    let scene = scene("mutual", 1_000_000, Kind::Hybrid, 64 << 10);
+    for seed in 0..8 {
+        let mut market = SimMarket::new(SimConfig::new(4000 + seed), &scene.scratch);
+        let nodes = [(); 4].map(|()| market.add_node());
+        let ids = nodes.map(|node| fetch(&mut market, &scene, node, &nodes));
+        market.world.run_for(Duration::from_secs(20));
+        let closed = |market: &SimMarket| -> u64 {
+            nodes.iter().map(|&node| market.counters(node).closed().values().sum::<u64>()).sum()
+        };
+        let early = closed(&market);
+        market.world.run_for(Duration::from_secs(600));
+        let late = closed(&market) - early;
+        for (node, id) in nodes.into_iter().zip(ids) {
+            assert_eq!(market.status(node, id).unwrap().peers, 3, "seed {seed}, node {node}");
+        }
+        let how = nodes.map(|node| market.counters(node).closed());
+        assert_eq!(late, 0, "seed {seed}: made and ended for ten minutes: {how:?}");
+    }
+}

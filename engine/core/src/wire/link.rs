@@ -69,7 +69,8 @@ impl Default for LinkConfig {
 /// What the shard should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// The peer's handshake. On an incoming link call [`Link::accept`], or drop the connection.
+    /// The peer's handshake. On an incoming link call [`Link::accept`], or drop the connection. It may
+    /// carry our own id there: then we have called ourselves.
     Handshake(Handshake),
     /// Something happened in a torrent's conversation.
     Channel {
@@ -465,7 +466,9 @@ impl Link {
         let Phase::Handshake { wire_ids, until } = &self.phase else {
             unreachable!("only an open link receives after the handshake");
         };
-        if peer.peer_id == self.config.peer_id {
+        // The end that dialled gives the address up. The other end is told by the event, and answers it:
+        // without an answer the dialler would not know whom it has reached.
+        if peer.peer_id == self.config.peer_id && !wire_ids.is_empty() {
             return Err(LinkError::SelfConnection);
         }
         self.peer = Some(peer);

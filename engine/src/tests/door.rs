@@ -1,0 +1,418 @@
+//! One shard at the hands of a test: it says what completes, and when. Deadlines of minutes take no time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc::{channel, sync_channel};
+
+use ringseed_sys::arena::Arena;
+
+use super::*;
+use crate::io::{
+    Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SendBuf, SockId,
+};
+use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::{Shard, ShardParts};
+use crate::store;
+use crate::test_support::{TestDir, tree};
+
+/// What waits on a socket.
+enum Reading {
+    Poll(OpId),
+    Recv(OpId, RecvBuf),
+}
+
+/// A shard, its sockets, and a disk that always answers at once.
+struct Hand {
+    _dir: TestDir,
+    shard: Shard,
+    queue: Arc<CommandQueue>,
+    counters: Arc<Counters>,
+    metainfo: Arc<Metainfo>,
+    now: Instant,
+    next: u64,
+    reading: BTreeMap<SockId, Reading>,
+    /// Sends that the peer has not taken.
+    sending: BTreeMap<SockId, (OpId, SendBuf)>,
+    /// Sockets whose peers take everything at once.
+    takers: BTreeSet<SockId>,
+    sent_bytes: BTreeMap<SockId, u64>,
+    closed: BTreeSet<SockId>,
+    dialled: Vec<(OpId, SocketAddr)>,
+    reads: u64,
+}
+
+impl Hand {
+    fn new(change: impl FnOnce(&mut Config)) -> Hand {
+        let dir = TestDir::new("door");
+        let source = dir.path().join("source");
+        tree(&source.join("data"), 6);
+        let metainfo = torrent(&source.join("data"), Kind::V1, 64 << 10);
+        let mut config = Config::new(dir.path().join("state"), *b"-RS0100-door00000000");
+        config.arena_len_bytes = 16 << 20;
+        config.limit_loopback = true;
+        change(&mut config);
+        std::fs::create_dir_all(&config.state_dir).unwrap();
+        let (state, recovered) = store::open_state_dir(&config.state_dir, false).unwrap();
+        let (queue, counters) = (Arc::new(CommandQueue::default()), Arc::new(Counters::default()));
+        let now = Instant::now();
+        let parts = ShardParts {
+            arena: Arena::new(config.arena_len_bytes).unwrap(),
+            config,
+            queue: queue.clone(),
+            counters: counters.clone(),
+            events: channel().0,
+            state: Arc::new(state),
+            recovered,
+            seed: 1,
+        };
+        let shard = Shard::new(parts, now);
+        let mut hand = Hand {
+            shard,
+            queue,
+            counters,
+            metainfo: metainfo.clone(),
+            now,
+            next: 0,
+            reading: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            takers: BTreeSet::new(),
+            sent_bytes: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            dialled: Vec::new(),
+            reads: 0,
+            _dir: dir,
+        };
+        let (answer, answers) = sync_channel(1);
+        let new = NewListing {
+            id: ListingId(1),
+            identity: Identity::Metainfo(metainfo),
+            asked_by_hash: false,
+            place: Place::InPlace(source.clone()),
+            root: Arc::new(ringseed_sys::dir::DirHandle::open(&source).unwrap()),
+            is_fresh: false,
+            bad_files: Vec::new(),
+            verify_v1: true,
+            known_complete: true,
+            size_max_bytes: None,
+            peers: Vec::new(),
+        };
+        hand.command(Command::Add(Box::new(new), answer));
+        answers.try_recv().unwrap().unwrap();
+        hand
+    }
+
+    fn command(&mut self, command: Command) {
+        self.queue.push(command);
+        self.shard.handle_wake(self.now);
+        self.turn();
+    }
+
+    fn complete(&mut self, id: OpId, done: Done) {
+        self.shard.handle(Completion { id, done }, self.now);
+    }
+
+    /// Lets the shard act until it has nothing more to say.
+    fn turn(&mut self) {
+        let mut ops = Ops::new();
+        loop {
+            self.shard.poll(&mut ops, self.now);
+            if ops.is_empty() {
+                return;
+            }
+            while let Some(op) = ops.pop_front() {
+                self.execute(op);
+            }
+        }
+    }
+
+    fn execute(&mut self, op: Op) {
+        let cancelled = || io::Error::from_raw_os_error(125);
+        match op {
+            Op::PollIn { id, sock } if self.closed.contains(&sock) => {
+                self.complete(id, Done::Readable(Err(cancelled())));
+            }
+            Op::PollIn { id, sock } => {
+                self.reading.insert(sock, Reading::Poll(id));
+            }
+            Op::Recv { id, sock, buf } => {
+                self.reading.insert(sock, Reading::Recv(id, buf));
+            }
+            Op::Send { id, sock, buf } => {
+                self.sending.insert(sock, (id, buf));
+                if self.takers.contains(&sock) {
+                    self.take(sock);
+                }
+            }
+            Op::Close { sock } => {
+                self.closed.insert(sock);
+                match self.reading.remove(&sock) {
+                    Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Err(cancelled()))),
+                    Some(Reading::Recv(id, buf)) => {
+                        self.complete(id, Done::Received(Err(cancelled()), buf));
+                    }
+                    None => {}
+                }
+                if let Some((id, buf)) = self.sending.remove(&sock) {
+                    self.complete(id, Done::Sent(Err(cancelled()), buf));
+                }
+            }
+            Op::Connect { id, addr, .. } => self.dialled.push((id, addr)),
+            Op::Open { id, .. } => {
+                self.next += 1;
+                let file = FileId(self.next);
+                self.complete(id, Done::Opened(Ok((file, 1 << 40))));
+            }
+            Op::Read { id, buf, len, .. } => {
+                self.reads += 1;
+                self.complete(id, Done::Read(Ok((len, ReadPath::Direct)), buf));
+            }
+            Op::WriteSmall { id, .. } => self.complete(id, Done::SmallWritten(Ok(()))),
+            Op::Sync { id, .. } => self.complete(id, Done::Synced(Ok(()))),
+            Op::Allocate { id, .. } => self.complete(id, Done::Allocated(Ok(()))),
+            Op::CloseFile { .. } => {}
+            other => panic!("not expected of a seed: {other:?}"),
+        }
+    }
+
+    /// The peer takes what is being sent to it.
+    fn take(&mut self, sock: SockId) {
+        if let Some((id, buf)) = self.sending.remove(&sock) {
+            *self.sent_bytes.entry(sock).or_default() += buf.len_bytes() as u64;
+            self.complete(id, Done::Sent(Ok(()), buf));
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.shard.poll_timeout().filter(|&at| at <= end) {
+            self.now = self.now.max(at) + Duration::from_nanos(1);
+            self.turn();
+        }
+        self.now = self.now.max(end);
+        self.turn();
+    }
+
+    fn knock(&mut self, ip: &str) -> SockId {
+        self.next += 1;
+        let sock = SockId(self.next);
+        let ip: IpAddr = ip.parse().unwrap();
+        let peer = SocketAddr::new(ip, 10_000 + (self.next % 50_000) as u16);
+        self.complete(OpId(0), Done::Accepted { sock, peer });
+        self.turn();
+        sock
+    }
+
+    /// Bytes come in on a socket.
+    fn hear(&mut self, sock: SockId, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.reading.remove(&sock) {
+                Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Ok(()))),
+                Some(Reading::Recv(id, mut buf)) => {
+                    let len = bytes.len().min(buf.len_bytes());
+                    let filled = buf.fill_from(&bytes[..len]).unwrap();
+                    bytes = &bytes[filled..];
+                    self.complete(id, Done::Received(Ok(filled), buf));
+                }
+                None => return, // closed
+            }
+            self.turn();
+        }
+    }
+
+    fn handshake(&self, name: u64) -> Vec<u8> {
+        let mut bytes = b"\x13BitTorrent protocol".to_vec();
+        bytes.extend([0, 0, 0, 0, 0, 0, 0, 4]); // the fast extension
+        bytes.extend(self.metainfo.info().info_hash_v1().unwrap());
+        bytes.extend(format!("-XX0001-{name:012}").into_bytes());
+        bytes
+    }
+
+    /// A peer that has nothing, wants all, takes what it is sent.
+    fn join(&mut self, ip: &str) -> SockId {
+        let sock = self.knock(ip);
+        self.takers.insert(sock);
+        let mut hello = self.handshake(sock.0);
+        hello.extend([0, 0, 0, 1, 15, 0, 0, 0, 1, 2]); // have none, interested
+        self.hear(sock, &hello);
+        sock
+    }
+
+    fn is_open(&self, sock: SockId) -> bool {
+        !self.closed.contains(&sock)
+    }
+
+    fn closed_by(&self, code: &str) -> u64 {
+        self.counters.closed().get(code).copied().unwrap_or(0)
+    }
+}
+
+fn request(piece: u32, begin: u32) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 13, 6];
+    bytes.extend(piece.to_be_bytes());
+    bytes.extend(begin.to_be_bytes());
+    bytes.extend(16_384_u32.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn who_does_not_shake_hands_in_five_seconds_is_gone() {
+    let mut hand = Hand::new(|_| {});
+    let silent = hand.knock("10.0.0.1");
+    let slow = hand.knock("10.0.0.2");
+    let hello = hand.handshake(1);
+    for byte in hello.chunks(1).take(4) {
+        hand.hear(slow, byte);
+        hand.pass(Duration::from_secs(1));
+    }
+    assert!(hand.is_open(silent) && hand.is_open(slow));
+    hand.pass(Duration::from_millis(1_100));
+    assert!(!hand.is_open(silent) && !hand.is_open(slow));
+    assert_eq!(hand.closed_by("handshake-timeout"), 2);
+}
+
+/// The flood of one address is refused at eight connections; another address is served all the while.
+#[test]
+fn one_address_holds_eight_connections() {
+    let mut hand = Hand::new(|_| {});
+    let held: Vec<SockId> = (0..20).map(|_| hand.join("10.0.0.1")).collect();
+    assert_eq!(held.iter().filter(|&&sock| hand.is_open(sock)).count(), 8);
+    assert_eq!(hand.closed_by("address-full"), 12);
+    // The same host in IPv6 clothes is the same address; the next one is not.
+    let clothed = hand.join("::ffff:10.0.0.1");
+    let other = hand.join("10.0.0.2");
+    assert!(!hand.is_open(clothed) && hand.is_open(other));
+    let hosts: Vec<SockId> = (1..=20).map(|host| hand.join(&format!("2001:db8::{host}"))).collect();
+    assert_eq!(hosts.iter().filter(|&&sock| hand.is_open(sock)).count(), 8, "a /64 is one host");
+}
+
+#[test]
+fn members_and_a_machines_own_programs_are_not_counted() {
+    let mut hand = Hand::new(|config| config.limit_loopback = false);
+    hand.command(Command::SetMembers(vec!["10.0.0.1".parse().unwrap()]));
+    for ip in ["10.0.0.1", "127.0.0.1"] {
+        let held: Vec<SockId> = (0..20).map(|_| hand.join(ip)).collect();
+        assert!(held.iter().all(|&sock| hand.is_open(sock)), "{ip}");
+    }
+    // A member that leaves the market is one like any other.
+    hand.command(Command::SetMembers(Vec::new()));
+    let after = hand.join("10.0.0.1");
+    assert!(!hand.is_open(after));
+}
+
+/// Who comes again and again pays for it, and most for connections that ended by its fault.
+#[test]
+fn an_address_that_reconnects_all_the_time_is_throttled() {
+    let mut hand = Hand::new(|_| {});
+    let junk = [0xff; 68];
+    for _ in 0..40 {
+        let sock = hand.knock("10.0.0.1");
+        hand.hear(sock, &junk);
+        assert!(!hand.is_open(sock));
+    }
+    assert!(hand.closed_by("address-throttled") >= 20, "{:?}", hand.counters.closed());
+    let other = hand.join("10.0.0.2");
+    assert!(hand.is_open(other));
+    hand.pass(Duration::from_secs(10));
+    let again = hand.join("10.0.0.1");
+    assert!(hand.is_open(again), "nobody is throttled for ever");
+}
+
+/// Thousands of half-open connections from everywhere: newcomers still get through the handshake, and
+/// the flood crowds out itself.
+#[test]
+fn half_open_connections_crowd_out_their_own() {
+    let mut hand = Hand::new(|config| config.peers_max = 512);
+    for number in 0..5_000_u32 {
+        let [.., a, b] = (number / 8).to_be_bytes();
+        hand.knock(&format!("10.0.{a}.{b}"));
+        if number % 100 == 0 {
+            // A handshake takes a round trip; a few attackers come meanwhile.
+            let (newcomer, name) = (hand.knock("192.168.1.1"), u64::from(number));
+            for _ in 0..4 {
+                hand.knock("10.1.0.0");
+            }
+            let hello = hand.handshake(name);
+            hand.hear(newcomer, &hello);
+            assert!(hand.is_open(newcomer), "newcomer {number}: {:?}", hand.counters.closed());
+            hand.complete_close(newcomer);
+        }
+    }
+    assert!(hand.closed_by("crowded-out") > 4_000, "{:?}", hand.counters.closed());
+    assert!(hand.counters.peers.get() <= 257, "{}", hand.counters.peers.get());
+    hand.pass(Duration::from_secs(6));
+    assert!(hand.counters.peers.get() == 0, "the rest is gone after five seconds");
+}
+
+impl Hand {
+    /// The peer closes.
+    fn complete_close(&mut self, sock: SockId) {
+        loop {
+            match self.reading.remove(&sock) {
+                Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Ok(()))),
+                Some(Reading::Recv(id, buf)) => self.complete(id, Done::Received(Ok(0), buf)),
+                None => return,
+            }
+            self.turn();
+        }
+    }
+}
+
+/// All places taken by peers that do nothing: one of them gives way to a newcomer, never one that is
+/// being served.
+#[test]
+fn idle_connections_give_way_when_all_places_are_taken() {
+    for is_of_listing in [false, true] {
+        let mut hand = Hand::new(|config| {
+            let places = if is_of_listing {
+                &mut config.peers_per_listing_max
+            } else {
+                &mut config.peers_max
+            };
+            *places = 20;
+        });
+        let busy = hand.join("192.168.0.1");
+        let idle: Vec<SockId> =
+            (0..19).map(|number| hand.join(&format!("10.0.0.{}", number / 4))).collect();
+        let early = hand.join("192.168.0.2");
+        assert!(!hand.is_open(early), "all are new: nobody has had a chance to be of use");
+        assert_eq!(hand.closed_by("full"), 1);
+        for _ in 0..12 {
+            hand.pass(Duration::from_secs(1));
+            hand.hear(busy, &request(0, 0));
+        }
+        let newcomer = hand.join("192.168.0.2");
+        assert!(hand.is_open(newcomer) && hand.is_open(busy));
+        assert_eq!(idle.iter().filter(|&&sock| !hand.is_open(sock)).count(), 1);
+        assert_eq!(hand.closed_by("displaced"), 1);
+    }
+}
+
+/// Names made up by the thousand took memory for ever, 60 bytes each and twice per listing.
+#[test]
+fn made_up_names_are_forgotten() {
+    let mut hand = Hand::new(|_| {});
+    for number in 0..2_000_u32 {
+        let [.., a, b] = number.to_be_bytes();
+        let sock = hand.join(&format!("10.0.{a}.{b}"));
+        hand.complete_close(sock);
+    }
+    let (answer, answers) = sync_channel(1);
+    hand.command(Command::Status(ListingId(1), answer));
+    let sources = answers.try_recv().unwrap().unwrap().sources.len();
+    assert!(sources <= 256, "{sources} sources remembered");
+}
+
+#[test]
+fn who_takes_nothing_for_a_minute_is_gone() {
+    let mut hand = Hand::new(|_| {});
+    let deaf = hand.join("10.0.0.1");
+    hand.takers.remove(&deaf);
+    (0..64).for_each(|at| hand.hear(deaf, &request(at / 4, at % 4 * 16_384)));
+    assert!(hand.sending.contains_key(&deaf));
+    hand.pass(Duration::from_secs(59));
+    assert!(hand.is_open(deaf));
+    hand.pass(Duration::from_secs(2));
+    assert!(!hand.is_open(deaf));
+    assert_eq!(hand.closed_by("send-stalled"), 1);
+}
