@@ -187,7 +187,7 @@ impl Shard {
             self.crowd_out();
         }
         let is_full = self.conns.len() >= self.config.peers_max as usize;
-        if is_full && !self.make_room(None) {
+        if is_full && !self.displace_one(None) {
             return Err(CloseReason::Full);
         }
         Ok(())
@@ -222,7 +222,7 @@ impl Shard {
 
     /// All places are taken, of the engine or of one listing: a connection over which nothing moves gives
     /// way, first of the network that holds most. False: all of them are of use.
-    pub(super) fn make_room(&mut self, listing: Option<ListingId>) -> bool {
+    pub(super) fn displace_one(&mut self, listing: Option<ListingId>) -> bool {
         let now = self.now;
         let of_listing = |listing| self.active.get(&listing).map(|active| &active.conns);
         let among = listing.map(of_listing);

@@ -401,7 +401,7 @@ impl Shard {
         };
         let is_full = active.conns.len() >= self.config.peers_per_listing_max as usize;
         let is_dialled = self.conns.get(&id).is_some_and(|conn| conn.is_dialled);
-        if is_full && !is_dialled && !self.make_room(Some(listing)) {
+        if is_full && !is_dialled && !self.displace_one(Some(listing)) {
             self.close_conn(id, CloseReason::Full);
             return;
         }
@@ -556,7 +556,7 @@ impl Shard {
             }
             Ok(sock) => {
                 let is_full = self.conns.len() >= self.config.peers_max as usize;
-                if is_full && !self.make_room(None) {
+                if is_full && !self.displace_one(None) {
                     self.refuse(sock, addr, &CloseReason::Full);
                     return self.dial_failed(listing, addr);
                 }
