@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::rounds::{SHA1_START, SHA256_START};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, avx512_x8, sha_ni};
+use super::{avx2, avx512, avx512_x8, mixed, sha_ni};
 use super::{crates, portable};
 
 /// Bytes of one block of SHA-1 and SHA-256 (FIPS 180-4, figure 1).
@@ -66,6 +66,9 @@ pub enum Rung {
     Avx512X8,
     /// Eight messages in AVX2 registers.
     Avx2,
+    /// Up to four messages, their schedule in half AVX-512 registers and their rounds on the SHA
+    /// instructions at the same time.
+    Mixed,
     /// Up to four messages interleaved on the SHA instructions.
     ShaNiX4,
     /// Up to two messages interleaved on the SHA instructions.
@@ -80,10 +83,11 @@ pub enum Rung {
 
 impl Rung {
     /// All rungs, the widest first.
-    pub const ALL: [Rung; 8] = [
+    pub const ALL: [Rung; 9] = [
         Rung::Avx512,
         Rung::Avx512X8,
         Rung::Avx2,
+        Rung::Mixed,
         Rung::ShaNiX4,
         Rung::ShaNiX2,
         Rung::ShaNi,
@@ -97,6 +101,7 @@ impl Rung {
             Rung::Avx512 => "avx512",
             Rung::Avx512X8 => "avx512-x8",
             Rung::Avx2 => "avx2",
+            Rung::Mixed => "mixed",
             Rung::ShaNiX4 => "sha-ni-x4",
             Rung::ShaNiX2 => "sha-ni-x2",
             Rung::ShaNi => "sha-ni",
@@ -110,7 +115,7 @@ impl Rung {
         match self {
             Rung::Avx512 => 16,
             Rung::Avx512X8 | Rung::Avx2 => 8,
-            Rung::ShaNiX4 => 4,
+            Rung::Mixed | Rung::ShaNiX4 => 4,
             Rung::ShaNiX2 => 2,
             Rung::ShaNi | Rung::Crates | Rung::Portable => 1,
         }
@@ -118,7 +123,7 @@ impl Rung {
 
     /// Whether the rung uses AVX-512, at whatever width.
     pub(super) fn is_avx512(self) -> bool {
-        matches!(self, Rung::Avx512 | Rung::Avx512X8)
+        matches!(self, Rung::Avx512 | Rung::Avx512X8 | Rung::Mixed)
     }
 
     /// Whether this CPU, and the operating system on it, can run the rung.
@@ -142,6 +147,7 @@ impl Rung {
                 Rung::Avx512 => has_avx512.then_some([avx512::sha1, avx512::sha256]),
                 Rung::Avx512X8 => has_avx512_x8.then_some([avx512_x8::sha1, avx512_x8::sha256]),
                 Rung::Avx2 => has_avx2.then_some([avx2::sha1, avx2::sha256]),
+                Rung::Mixed => (has_avx512_x8 && has_sha).then_some([mixed::sha1, mixed::sha256]),
                 Rung::ShaNiX4 | Rung::ShaNiX2 | Rung::ShaNi => {
                     has_sha.then_some([sha_ni::sha1, sha_ni::sha256])
                 }

@@ -141,7 +141,7 @@ fn reduce_pairs(plan: &Plan, nodes: &mut [Sha256Digest]) {
     let pairs = nodes.len() / 2;
     let mut from = 0;
     while from < pairs {
-        let group = plan.group((pairs - from).min(LANES_MAX));
+        let group = plan.group_of_one_block((pairs - from).min(LANES_MAX));
         let count = group.take;
         let mut states = [plan.algo.start(); LANES_MAX];
         let states = &mut states[..count];

@@ -26,6 +26,8 @@ mod crates;
 mod kernel;
 mod lane_set;
 pub mod merkle;
+#[cfg(target_arch = "x86_64")]
+mod mixed;
 mod plan;
 mod portable;
 pub mod registers;

@@ -31,11 +31,23 @@ pub(super) struct Plan {
     pub(super) width: usize,
     /// Entry `n - 1` is for `n` messages.
     groups: [Group; LANES_MAX],
+    /// The same for messages of which one block is at hand: without [`Rung::Mixed`], which works on
+    /// two at a time.
+    groups_of_one_block: [Group; LANES_MAX],
 }
 
 impl Plan {
     /// The plan with the least time by `costs`, or `None` when no rung in it can run here.
     pub(super) fn from_costs(algo: Algo, costs: &[Cost]) -> Option<Plan> {
+        let (groups, width) = Plan::least(algo, costs)?;
+        let of_one: Vec<Cost> =
+            costs.iter().filter(|cost| cost.rung != Rung::Mixed).copied().collect();
+        let groups_of_one_block = Plan::least(algo, &of_one).map_or(groups, |(groups, _)| groups);
+        Some(Plan { algo, width, groups, groups_of_one_block })
+    }
+
+    /// The groups with the least time for every count of messages, and the count with the best rate.
+    fn least(algo: Algo, costs: &[Cost]) -> Option<([Group; LANES_MAX], usize)> {
         let usable: Vec<(Group, f64)> = costs
             .iter()
             .filter(|cost| cost.busy >= 1 && cost.busy <= cost.rung.lanes())
@@ -61,14 +73,14 @@ impl Plan {
         }
         let width = (1..=LANES_MAX)
             .min_by(|&a, &b| (least[a] / a as f64).total_cmp(&(least[b] / b as f64)))?;
-        Some(Plan { algo, width, groups: groups.try_into().ok()? })
+        Some((groups.try_into().ok()?, width))
     }
 
     /// A plan that uses one kernel for everything.
     pub(super) fn of_kernel(algo: Algo, kernel: Kernel) -> Plan {
         let lanes = kernel.rung.lanes();
         let groups = std::array::from_fn(|n| Group { kernel, take: lanes.min(n + 1) });
-        Plan { algo, width: lanes, groups }
+        Plan { algo, width: lanes, groups, groups_of_one_block: groups }
     }
 
     /// A plan that uses one rung for everything.
@@ -88,17 +100,28 @@ impl Plan {
     pub(super) fn group(&self, busy: usize) -> &Group {
         &self.groups[busy - 1]
     }
+
+    /// What to run when one block of each of `busy` messages is at hand, and no more comes soon.
+    ///
+    /// # Panics
+    /// When `busy` is 0 or above [`LANES_MAX`].
+    #[inline]
+    pub(super) fn group_of_one_block(&self, busy: usize) -> &Group {
+        &self.groups_of_one_block[busy - 1]
+    }
 }
 
 /// Cycles per block step on the CPU this was first measured on (Zen 5 at full width, 3.7 GHz).
 /// Sensible elsewhere until [`super::calibrate`] has run: AVX2 alone beats the plain rungs
-/// everywhere, and interleaving gains wherever there are SHA instructions.
+/// everywhere, and interleaving gains wherever there are SHA instructions. Those of
+/// [`Rung::Mixed`] were measured on Zen 4 and scaled by what the others take there.
 fn guessed_costs(algo: Algo) -> Vec<Cost> {
     let table: &[(Rung, usize, f64)] = match algo {
         Algo::Sha1 => &[
             (Rung::Avx512, 16, 375.0),
             (Rung::Avx512X8, 8, 375.0),
             (Rung::Avx2, 8, 552.0),
+            (Rung::Mixed, 4, 170.0),
             (Rung::ShaNiX4, 4, 190.0),
             (Rung::ShaNiX4, 3, 170.0),
             (Rung::ShaNiX2, 2, 138.0),
@@ -110,6 +133,7 @@ fn guessed_costs(algo: Algo) -> Vec<Cost> {
             (Rung::Avx512, 16, 800.0),
             (Rung::Avx512X8, 8, 790.0),
             (Rung::Avx2, 8, 1200.0),
+            (Rung::Mixed, 4, 205.0),
             (Rung::ShaNiX4, 4, 290.0),
             (Rung::ShaNiX4, 3, 235.0),
             (Rung::ShaNiX2, 2, 174.0),
@@ -274,10 +298,12 @@ mod tests {
         let plan = Wish { rung: None, spare_avx512: false }.plan(Algo::Sha1, None);
         assert_eq!(plan.width, 16);
         assert_eq!(plan.group(16).kernel.rung, Rung::Avx512);
-        assert_eq!(plan.group(4).kernel.rung, Rung::ShaNiX4);
+        assert_eq!(plan.group(4).kernel.rung, Rung::Mixed);
+        assert_eq!(plan.group_of_one_block(4).kernel.rung, Rung::ShaNiX4);
         assert_eq!(plan.group(1).kernel.rung, Rung::ShaNi);
         let spared = Wish { rung: None, spare_avx512: true }.plan(Algo::Sha1, None);
         assert!((1..=16).all(|busy| !spared.group(busy).kernel.rung.is_avx512()));
+        assert_eq!(spared.group(4).kernel.rung, Rung::ShaNiX4);
     }
 
     #[test]
