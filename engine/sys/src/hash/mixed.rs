@@ -163,7 +163,7 @@ pub(super) unsafe fn sha256(states: &mut [State], data: &[*const u8; LANES_MAX],
         unsafe { sha256_steps(&mut all, data, steps) };
         states.copy_from_slice(&all[..states.len()]);
     }
-    if blocks % AHEAD != 0 {
+    if !blocks.is_multiple_of(AHEAD) {
         let last = data.map(|data| data.wrapping_add(steps * AHEAD * BLOCK_LEN_BYTES));
         // SAFETY: the caller vouches for this block too.
         unsafe { sha_ni::sha256(states, &last, blocks % AHEAD) };
@@ -207,9 +207,9 @@ unsafe fn sha256_steps(states: &mut [State; STREAMS], data: &[*const u8; LANES_M
                 if I < 16 {
                     if I % 4 == 0 {
                         // SAFETY: `offset` is that of a step.
-                        fours[I / 4] = unsafe { fetch(data, offset, I / 4) };
+                        fours[I / 4 % 4] = unsafe { fetch(data, offset, I / 4 % 4) };
                     }
-                    pin($round, &mut fours[I / 4][I % 4]);
+                    pin($round, &mut fours[I / 4 % 4][I % 4]);
                 } else if I < 24 {
                     if I == 16 {
                         w = avx2::words(&fours);
@@ -344,7 +344,7 @@ pub(super) unsafe fn sha1(states: &mut [State], data: &[*const u8; LANES_MAX], b
         unsafe { sha1_steps(&mut all, data, steps) };
         states.copy_from_slice(&all[..states.len()]);
     }
-    if blocks % AHEAD != 0 {
+    if !blocks.is_multiple_of(AHEAD) {
         let last = data.map(|data| data.wrapping_add(steps * AHEAD * BLOCK_LEN_BYTES));
         // SAFETY: the caller vouches for this block too.
         unsafe { sha_ni::sha1(states, &last, blocks % AHEAD) };
@@ -389,9 +389,9 @@ unsafe fn sha1_steps(states: &mut [State; STREAMS], data: &[*const u8; LANES_MAX
                 if I < 16 {
                     if I % 4 == 0 {
                         // SAFETY: `offset` is that of a step.
-                        fours[I / 4] = unsafe { fetch(data, offset, I / 4) };
+                        fours[I / 4 % 4] = unsafe { fetch(data, offset, I / 4 % 4) };
                     }
-                    pin($round, &mut fours[I / 4][I % 4]);
+                    pin($round, &mut fours[I / 4 % 4][I % 4]);
                 } else if I < 20 {
                     if I == 16 {
                         w = avx2::words(&fours);
