@@ -365,11 +365,11 @@ fn look_at_files(root: &DirHandle, metainfo: &Metainfo) -> (bool, Vec<u32>) {
     if is_missing(Path::new(metainfo.info().name())) {
         return (true, Vec::new());
     }
-    let is_bad = |file: &FileEntry| {
-        let found = root.metadata(file.path.as_path());
+    let is_bad = |file: &FileEntry<'_>| {
+        let found = root.metadata(file.path().as_path());
         !file.pad && !found.is_ok_and(|found| found.len_bytes == file.len_bytes)
     };
-    let files = metainfo.info().files().iter().enumerate();
+    let files = metainfo.info().files().enumerate();
     (false, files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at as u32).collect())
 }
 

@@ -77,22 +77,27 @@ impl SimMarket {
     /// Puts the files of a torrent on a node's disk, as they lie in `source`.
     pub fn place(&mut self, node: usize, metainfo: &Metainfo, source: &Path) {
         let root = self.payload_dir(node);
-        for file in metainfo.info().files().iter().filter(|file| !file.pad) {
+        for file in metainfo.info().files().filter(|file| !file.pad) {
             let content =
-                std::fs::read(source.join(file.path.as_path())).expect("a file of the source");
-            self.world.place_file(node, &root, file.path.as_path(), content).expect("room for it");
+                std::fs::read(source.join(file.path().as_path())).expect("a file of the source");
+            self.world
+                .place_file(node, &root, file.path().as_path(), content)
+                .expect("room for it");
         }
     }
 
     /// Files of a torrent that a node's disk does not hold as they lie in `source`.
     pub fn wrong_files(&self, node: usize, metainfo: &Metainfo, source: &Path) -> Vec<PathBuf> {
         let root = self.payload_dir(node);
-        let files = metainfo.info().files().iter().filter(|file| !file.pad);
+        let files = metainfo.info().files().filter(|file| !file.pad);
         let is_wrong = |path: &&Path| {
             let wanted = std::fs::read(source.join(path)).expect("a file of the source");
             self.world.file_content(node, &root, path) != Some(&wanted[..])
         };
-        files.map(|file| file.path.as_path()).filter(is_wrong).map(Path::to_path_buf).collect()
+        files
+            .map(|file| file.path().as_path().to_path_buf())
+            .filter(|path| is_wrong(&path.as_path()))
+            .collect()
     }
 
     /// Adds a listing as [`Engine::add`](crate::Engine::add) does; the place is the node's payload
@@ -109,7 +114,7 @@ impl SimMarket {
         let stored = hashes.and_then(|hashes| {
             let path = crate::store::metainfo_path(hashes);
             let bytes = self.world.file_content(node, &self.state_dir(node), &path)?;
-            crate::store::parse_kept(bytes, hashes)
+            crate::store::parse_kept(bytes.to_vec(), hashes)
         });
         let identity = stored.map_or(add.identity, |found| Identity::Metainfo(Arc::new(found)));
         let (mut is_fresh, mut bad_files) = (false, Vec::new());
@@ -118,9 +123,9 @@ impl SimMarket {
             let len_of = |path: &Path| {
                 self.world.file_content(node, &folder, path).map(|bytes| bytes.len() as u64)
             };
-            is_fresh = files.clone().all(|(_, file)| len_of(file.path.as_path()).is_none());
+            is_fresh = files.clone().all(|(_, file)| len_of(file.path().as_path()).is_none());
             let is_bad = |file: &ringseed_core::metainfo::FileEntry| {
-                len_of(file.path.as_path()) != Some(file.len_bytes)
+                len_of(file.path().as_path()) != Some(file.len_bytes)
             };
             bad_files = files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at).collect();
         }

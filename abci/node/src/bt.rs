@@ -207,9 +207,8 @@ fn require_room(metainfo: &Metainfo, data: &Path) -> Result<()> {
     let missing: u64 = metainfo
         .info()
         .files()
-        .iter()
         .filter(|file| !file.pad)
-        .map(|file| file.len_bytes.saturating_sub(on_disk(data.join(file.path.as_path()))))
+        .map(|file| file.len_bytes.saturating_sub(on_disk(data.join(file.path().as_path()))))
         .sum();
     let free = preflight::free_bytes(data)?;
     if missing <= free {

@@ -73,7 +73,7 @@ pub fn hash(args: &cli::Hash, reporter: Reporter) -> Result<Value> {
 /// Says so when pads are more than a tenth of the payload: v1 peers fetch them for nothing.
 fn warn_of_pads(metainfo: &Metainfo, reporter: Reporter) {
     let files = metainfo.info().files();
-    let pads: u64 = files.iter().filter(|file| file.pad).map(|file| file.len_bytes).sum();
+    let pads: u64 = files.filter(|file| file.pad).map(|file| file.len_bytes).sum();
     let payload = metainfo.info().geometry().payload_len();
     if pads > payload / 10 {
         let text = format!(
@@ -108,7 +108,7 @@ pub fn describe(metainfo: &Metainfo) -> Value {
         "infohash_v1": info.info_hash_v1().map(|hash| units::hex(&hash)),
         "infohash_v2": info.info_hash_v2().map(|hash| units::hex(&hash)),
         "size_bytes": info.geometry().payload_len(),
-        "files": info.files().iter().filter(|file| !file.pad).count(),
+        "files": info.files().filter(|file| !file.pad).count(),
         "piece_len_bytes": info.piece_len_bytes(), "pieces": info.geometry().piece_count(),
     })
 }
@@ -125,7 +125,7 @@ pub fn read_torrent(path: &Path) -> Result<Metainfo> {
         return Err(bad(format!("it has {}", units::bytes(len_bytes))));
     }
     let bytes = std::fs::read(path).map_err(failed)?;
-    Metainfo::parse(&bytes).map_err(|error| bad(error.to_string()))
+    Metainfo::from_bytes(bytes).map_err(|error| bad(error.to_string()))
 }
 
 /// The way of reading that a flag names.
@@ -394,10 +394,8 @@ fn files_of(metainfo: &Metainfo, report: &CheckReport, raw: u32, state: PieceSta
     let Ok(piece) = geometry.piece(raw) else { return String::new() };
     let offset = geometry.piece_offset(piece);
     let slices = geometry.slices(offset, u64::from(geometry.piece_len(piece)));
-    let mut paths: Vec<_> = slices
-        .filter(|slice| !slice.pad)
-        .map(|slice| &info.files()[slice.file.get() as usize].path)
-        .collect();
+    let mut paths: Vec<_> =
+        slices.filter(|slice| !slice.pad).map(|slice| info.file(slice.file).path()).collect();
     if state == PieceState::Missing {
         paths.retain(|path| report.bad_files.iter().any(|bad| bad == path.as_path()));
     }

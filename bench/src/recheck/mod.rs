@@ -202,7 +202,7 @@ impl Bench<'_> {
             |name: &str| Metainfo::parse(&std::fs::read(self.data.dir.join(name)).ok()?).ok();
         let (ours, theirs) = (read("made-by-us.torrent")?, read("made-by-libtorrent.torrent")?);
         let roots = |of: &Metainfo| -> Vec<_> {
-            of.info().files().iter().filter_map(|file| file.pieces_root).collect()
+            of.info().files().filter_map(|file| file.pieces_root).collect()
         };
         Some(programs::same_v1(&ours, &theirs) && roots(&ours) == roots(&theirs))
     }

@@ -9,10 +9,15 @@
 //!
 //! Sources: BEP 3 (torrent space, pieces), BEP 47 (pads), BEP 52 (alignment of files to pieces).
 
+mod files;
 mod iter;
+
+use std::sync::Arc;
 
 use thiserror::Error;
 
+pub(crate) use self::files::GeometryBuilder;
+use self::files::{FileTable, Span};
 use self::iter::ExactRange;
 pub use self::iter::{Blocks, Slices};
 
@@ -259,16 +264,8 @@ pub enum GeometryError {
     },
 }
 
-/// A file of the list; `offset_bytes` is its place in torrent space.
-#[derive(Clone, Debug)]
-struct Span {
-    offset_bytes: u64,
-    len_bytes: u64,
-    pad: bool,
-}
-
-/// Where pieces, blocks, extents and files of one torrent lie. Memory is proportional to the number
-/// of files; every lookup costs O(log files) or less.
+/// Where pieces, blocks, extents and files of one torrent lie. Costs 8 bytes and a bit per file,
+/// which clones share; every lookup costs O(log files) or less.
 ///
 /// An **extent** is a contiguous run of at most [`EXTENT_LEN_MAX`] bytes of torrent space, and the
 /// unit of buffering, of disk I/O and of assigning work to a peer. A piece of at least that length
@@ -287,10 +284,7 @@ pub struct Geometry {
     extents_per_piece: u32,
     /// Pieces of a full extent; 1 if pieces are cut.
     pieces_per_extent: u32,
-    spans: Box<[Span]>,
-    /// Indices into `spans` of the files with bytes in them, in order of offset. Searches run over
-    /// these alone, so that a million empty files at one place cost nothing.
-    data: Box<[u32]>,
+    files: Arc<FileTable>,
 }
 
 impl Geometry {
@@ -306,62 +300,19 @@ impl Geometry {
         files: &[FileSpan],
         kind: Kind,
     ) -> Result<Self, GeometryError> {
-        let piece_len = checked_piece_len(piece_len_bytes, kind)?;
-        if files.len() > FILE_COUNT_MAX {
-            return Err(GeometryError::TooManyFiles { count: files.len() });
-        }
-        let mut spans = Vec::with_capacity(files.len());
-        let mut data = Vec::new();
-        let mut end = 0_u64; // never above TOTAL_LEN_MAX
-        let mut payload_len = 0_u64;
-        for (file_index, file) in files.iter().enumerate() {
-            if file.pad && kind == Kind::V2 {
-                return Err(GeometryError::PadInV2 { file_index });
-            }
-            let holds_data = !file.pad && file.len_bytes > 0;
-            if holds_data && kind == Kind::V2 {
-                end = end.next_multiple_of(u64::from(piece_len));
-            }
-            if holds_data && kind == Kind::Hybrid && !end.is_multiple_of(u64::from(piece_len)) {
-                return Err(GeometryError::NotAligned { file_index, offset_bytes: end });
-            }
-            spans.push(Span { offset_bytes: end, len_bytes: file.len_bytes, pad: file.pad });
-            end = end
-                .checked_add(file.len_bytes)
-                .filter(|&end| end <= TOTAL_LEN_MAX)
-                .ok_or(GeometryError::TooLong { file_index })?;
-            if holds_data {
-                data.push(file_index as u32); // below FILE_COUNT_MAX
-                payload_len += file.len_bytes;
-            }
-        }
-        if data.is_empty() {
-            return Err(GeometryError::Empty);
-        }
-        let piece_count = end.div_ceil(u64::from(piece_len));
-        let piece_count = u32::try_from(piece_count)
-            .ok()
-            .filter(|&count| count <= PIECE_COUNT_MAX)
-            .ok_or(GeometryError::TooManyPieces { count: piece_count })?;
-        let mut geometry = Self {
-            kind,
-            piece_len,
-            piece_count,
-            total_len: end,
-            payload_len,
-            extent_count: 0,
-            extents_per_piece: piece_len.div_ceil(EXTENT_LEN_MAX),
-            pieces_per_extent: (EXTENT_LEN_MAX / piece_len).max(1),
-            spans: spans.into(),
-            data: data.into(),
-        };
-        geometry.extent_count = if geometry.cuts_pieces() {
-            let last_len = geometry.piece_len(PieceIndex(piece_count - 1));
-            (piece_count - 1) * geometry.extents_per_piece + last_len.div_ceil(EXTENT_LEN_MAX)
-        } else {
-            piece_count.div_ceil(geometry.pieces_per_extent)
-        };
-        Ok(geometry)
+        let mut builder = GeometryBuilder::new(piece_len_bytes, kind, files.len())?;
+        files.iter().try_for_each(|&file| builder.push(file))?;
+        builder.finish()
+    }
+
+    /// The layout of a v1 or hybrid torrent as a client sees it that knows nothing of v2: what is a
+    /// good layout of a hybrid is one of v1, whose rules are fewer.
+    ///
+    /// # Panics
+    /// If there is no v1 view.
+    pub(crate) fn v1_view(&self) -> Self {
+        assert!(self.kind.has_v1(), "a v2 torrent has no v1 view");
+        Self { kind: Kind::V1, ..self.clone() }
     }
 
     /// Which views the torrent has.
@@ -574,7 +525,7 @@ impl Geometry {
 
     /// How many files the list has, pads and empty files included.
     pub fn file_count(&self) -> u32 {
-        self.spans.len() as u32 // at most FILE_COUNT_MAX
+        self.files.len() as u32 // at most FILE_COUNT_MAX
     }
 
     /// Turns a number into a [`FileIndex`] of this torrent.
@@ -605,7 +556,7 @@ impl Geometry {
 
     /// Whether a file of the list is a pad of BEP 47.
     pub fn is_pad(&self, file: FileIndex) -> bool {
-        self.span(file.0).pad
+        self.files.is_pad(file.0)
     }
 
     /// The pieces that have bytes of a file (or explicit pad), in order; none of an empty one.
@@ -658,30 +609,31 @@ impl Geometry {
         let end = offset.checked_add(len).filter(|&end| end <= self.total_len);
         let end =
             end.unwrap_or_else(|| panic!("{len} bytes at {offset} leave {} bytes", self.total_len));
-        // The first data file that ends behind `offset`.
-        let next = self.data.partition_point(|&file| self.span_end(file) <= offset);
+        // The first file with data that ends behind `offset`.
+        let next = self.files.first_data_from(self.files.first_ending_behind(offset));
         Slices { geometry: self, next, offset, end }
     }
 
-    fn span(&self, file: u32) -> &Span {
-        &self.spans[file as usize]
-    }
-
-    fn span_end(&self, file: u32) -> u64 {
-        let span = self.span(file);
-        span.offset_bytes + span.len_bytes
+    fn span(&self, file: u32) -> Span {
+        self.files.span(file, self.kind, self.piece_len)
     }
 
     /// The last file with data that begins before `end`.
     fn last_data_before(&self, end: u64) -> Option<u32> {
-        let after = self.data.partition_point(|&file| self.span(file).offset_bytes < end);
-        after.checked_sub(1).map(|at| self.data[at])
+        // The file in which the byte in front of `end` lies; files from there on begin later.
+        let at = self.files.first_ending_behind(end.checked_sub(1)?);
+        let file = self.files.last_data_to(at)?;
+        // In a v2 torrent that byte may lie in the implied pad in front of the file.
+        if self.span(file).offset_bytes < end {
+            return Some(file);
+        }
+        self.files.last_data_to(file.checked_sub(1)?)
     }
 
     /// Bytes of the range up to the end of the last file in it.
     fn data_len(&self, offset: u64, len: u32) -> u32 {
         let end = offset + u64::from(len);
-        let data_end = self.last_data_before(end).map_or(0, |file| self.span_end(file).min(end));
+        let data_end = self.last_data_before(end).map_or(0, |file| self.files.end(file).min(end));
         data_end.saturating_sub(offset) as u32 // at most `len`
     }
 
@@ -693,18 +645,6 @@ impl Geometry {
     fn first_piece_of(&self, extent: ExtentIndex) -> u32 {
         extent.0 / self.extents_per_piece * self.pieces_per_extent
     }
-}
-
-fn checked_piece_len(len_bytes: u64, kind: Kind) -> Result<u32, GeometryError> {
-    let wrong = GeometryError::PieceLen { len_bytes, kind };
-    let len = u32::try_from(len_bytes).map_err(|_| wrong.clone())?;
-    let fits = match kind {
-        Kind::V1 => (PIECE_LEN_MIN_V1..=PIECE_LEN_MAX).contains(&len),
-        Kind::V2 | Kind::Hybrid => {
-            (BLOCK_LEN..=PIECE_LEN_MAX).contains(&len) && len.is_power_of_two()
-        }
-    };
-    fits.then_some(len).ok_or(wrong)
 }
 
 #[cfg(test)]

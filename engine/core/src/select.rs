@@ -107,13 +107,13 @@ impl FileSelection {
     /// # Errors
     /// [`SelectionError::NoSuchFile`] for the first number past the end.
     pub fn wanted(&self, info: &Info) -> Result<Vec<bool>, SelectionError> {
-        let count = info.files().iter().filter(|file| !file.pad).count() as u32;
+        let count = info.files().filter(|file| !file.pad).count() as u32;
         if let Some(range) = self.ranges.iter().find(|range| *range.end() >= count) {
             let index = (*range.start()).max(count);
             return Err(SelectionError::NoSuchFile { index, count });
         }
         let mut next = 0;
-        let wanted = info.files().iter().map(|file| {
+        let wanted = info.files().map(|file| {
             if file.pad {
                 return false;
             }

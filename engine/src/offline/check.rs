@@ -185,7 +185,7 @@ fn load_torrent(path: &Path) -> Result<Metainfo, OfflineError> {
         return Err(read_error(io::ErrorKind::FileTooLarge.into()));
     }
     let bytes = std::fs::read(path).map_err(read_error)?;
-    let metainfo = Metainfo::parse(&bytes)
+    let metainfo = Metainfo::from_bytes(bytes)
         .map_err(|source| OfflineError::Torrent { path: path.into(), source })?;
     let is_whole = metainfo.missing_layers().next().is_none();
     is_whole.then_some(metainfo).ok_or_else(|| OfflineError::NoLayer { path: path.into() })
@@ -225,8 +225,8 @@ where
         Checked { metainfo, root, found: Mutex::new(found), report }
     }
 
-    fn path(&self, file: FileIndex) -> &Path {
-        self.metainfo.borrow().info().files()[file.get() as usize].path.as_path()
+    fn path(&self, file: FileIndex) -> PathBuf {
+        self.metainfo.borrow().info().file(file).path().as_path().to_path_buf()
     }
 }
 
@@ -240,7 +240,7 @@ where
     }
 
     fn open(&self, file: FileIndex, io: IoMode) -> io::Result<Option<OpenFile>> {
-        match OpenFile::open(self.root, self.path(file), io) {
+        match OpenFile::open(self.root, &self.path(file), io) {
             Ok(open) => {
                 let is_whole = open.len_bytes == self.geometry().file_len(file);
                 lock(&self.found).is_whole[file.get() as usize] = is_whole;
@@ -288,9 +288,10 @@ where
         let metainfo = self.metainfo.borrow();
         let mut found = lock(&self.found);
         let mut bad_files = Vec::new();
-        for (file, is_whole) in metainfo.info().files().iter().zip(&found.is_whole) {
+        for (file, is_whole) in metainfo.info().files().zip(&found.is_whole) {
             // Of empty files nothing is read; of no other is there a need to ask again.
-            let path = file.path.as_path();
+            let path = file.path();
+            let path = path.as_path();
             let is_whole = *is_whole
                 || (file.len_bytes == 0
                     && self.root.metadata(path).is_ok_and(|found| found.len_bytes == 0));

@@ -56,7 +56,7 @@ fn assert_by_oracle(metainfo: &Metainfo, parent: &Path) {
                 bytes.resize(bytes.len() + len, 0);
                 continue;
             }
-            let path = parent.join(info.files()[slice.file.get() as usize].path.as_path());
+            let path = parent.join(info.file(slice.file).path().as_path());
             let from = bytes.len();
             bytes.resize(from + len, 0);
             let file = fs::File::open(path).unwrap();
@@ -120,8 +120,8 @@ fn damage_is_named_by_piece_and_file_in_every_way_of_reading() {
         let file = geometry
             .files()
             .find(|&file| {
-                let entry = &made.info().files()[file.get() as usize];
-                !entry.pad && entry.path.as_str() == format!("data/{name}")
+                let entry = made.info().file(file);
+                !entry.pad && entry.path().as_str() == format!("data/{name}")
             })
             .unwrap();
         ((geometry.file_offset(file) + offset) / (64 << 10)) as u32
@@ -292,7 +292,8 @@ impl Target for Kept {
         file: ringseed_core::geometry::FileIndex,
         io: IoMode,
     ) -> io::Result<Option<OpenFile>> {
-        let path = self.metainfo.info().files()[file.get() as usize].path.as_path();
+        let path = self.metainfo.info().file(file).path();
+        let path = path.as_path();
         if let Some(number) = self.open_error {
             return Err(io::Error::from_raw_os_error(number));
         }

@@ -368,8 +368,9 @@ impl Active {
 
     /// Path of a file below the place's folder.
     pub fn file_path(&self, file: u32) -> Option<PathBuf> {
-        let files = self.metainfo.as_ref()?.info().files();
-        files.get(file as usize).map(|file| file.path.as_path().to_path_buf())
+        let info = self.metainfo.as_ref()?.info();
+        let file = info.geometry().file(file).ok()?;
+        Some(info.file(file).path().as_path().to_path_buf())
     }
 
     /// A peer has shaken hands: what it will give is counted under its name. Beyond

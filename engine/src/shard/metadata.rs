@@ -267,7 +267,7 @@ impl Shard {
         let info = metainfo.info().clone();
         let base_layer = info.piece_layer_number();
         for root in metainfo.missing_layers() {
-            let file = info.files().iter().find(|file| file.pieces_root == Some(root));
+            let file = info.files().find(|file| file.pieces_root == Some(root));
             let Some(shape) = file.and_then(|file| TreeShape::of_file(file.len_bytes)) else {
                 continue;
             };

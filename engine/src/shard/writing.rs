@@ -133,8 +133,9 @@ impl Shard {
         }
         active.are_touches_sent = true;
         let Some(metainfo) = active.metainfo.clone() else { return };
-        let empty = |file: &ringseed_core::metainfo::FileEntry| !file.pad && file.len_bytes == 0;
-        let files = metainfo.info().files().iter().enumerate();
+        let empty =
+            |file: &ringseed_core::metainfo::FileEntry<'_>| !file.pad && file.len_bytes == 0;
+        let files = metainfo.info().files().enumerate();
         let files: Vec<u32> =
             files.filter(|(_, file)| empty(file)).map(|(at, _)| at as u32).collect();
         active.touches_left = files.len() as u32;

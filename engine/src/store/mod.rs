@@ -89,7 +89,7 @@ impl StateDir {
     pub fn load_metainfo(&self, hashes: InfoHashes) -> Option<Metainfo> {
         let path = metainfo_path(hashes);
         let bytes = self.dir.read_file(&path, METAINFO_LEN_MAX).ok()?;
-        let found = parse_kept(&bytes, hashes);
+        let found = parse_kept(bytes, hashes);
         if found.is_none() {
             tracing::warn!(path = %path.display(), "stored metainfo is damaged, fetching it again");
         }
@@ -112,8 +112,8 @@ impl StateDir {
 }
 
 /// Metainfo as it was kept for whoever asks by `hashes`; `None` when it is not whole or another one.
-pub fn parse_kept(bytes: &[u8], hashes: InfoHashes) -> Option<Metainfo> {
-    let metainfo = Metainfo::parse(bytes).ok()?;
+pub fn parse_kept(bytes: Vec<u8>, hashes: InfoHashes) -> Option<Metainfo> {
+    let metainfo = Metainfo::from_bytes(bytes).ok()?;
     let info = metainfo.info();
     let is_it = hashes.v1().is_none_or(|v1| info.info_hash_v1() == Some(v1))
         && hashes.v2().is_none_or(|v2| info.info_hash_v2() == Some(v2));

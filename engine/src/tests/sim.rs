@@ -221,14 +221,14 @@ fn leaves_are_served_and_made_again_when_lost() {
     let leaves: Vec<[u8; 32]> = sidecar.as_chunks::<32>().0.to_vec();
     // The sidecar holds, file after file, what leads to every root.
     let mut at = 0;
-    for file in scene.metainfo.info().files().iter().filter(|file| file.len_bytes > 0) {
+    for file in scene.metainfo.info().files().filter(|file| file.len_bytes > 0) {
         let count = file.len_bytes.div_ceil(u64::from(BLOCK_LEN)) as usize;
         let root = ringseed_core::merkle::root_from_leaves(&leaves[at..at + count]);
-        assert_eq!(Some(root), file.pieces_root, "{}", file.path.as_str());
+        assert_eq!(Some(root), file.pieces_root, "{}", file.path().as_str());
         at += count;
     }
     // A peer that asks is answered; see the machine of this test for the asking.
-    let big = scene.metainfo.info().files().iter().find(|file| file.len_bytes > 3_000_000).unwrap();
+    let big = scene.metainfo.info().files().find(|file| file.len_bytes > 3_000_000).unwrap();
     let shape = TreeShape::of_file(big.len_bytes).unwrap();
     let range = HashRange::to_root(shape, 0, 8, 4).unwrap();
     let request = ringseed_core::wire::HashRequest {

@@ -202,7 +202,7 @@ fn forget(trust: &Datatrust, hash: &Hash, id: Option<ListingId>) {
 }
 
 fn metainfo_files(metainfo: &Metainfo) -> u32 {
-    metainfo.info().files().iter().filter(|file| !file.pad).count() as u32
+    metainfo.info().files().filter(|file| !file.pad).count() as u32
 }
 
 /// What the ledger is told of a torrent.

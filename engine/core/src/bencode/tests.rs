@@ -19,7 +19,7 @@ enum Tree {
     Dict(BTreeMap<Vec<u8>, Tree>),
 }
 
-fn tree_of(value: Value<'_, '_>) -> Tree {
+fn tree_of(value: Value<'_>) -> Tree {
     if let Some(int) = value.as_int() {
         Tree::Int(int)
     } else if let Some(bytes) = value.as_bytes() {

@@ -40,8 +40,8 @@ impl FusedIterator for Blocks<'_> {}
 #[derive(Clone, Debug)]
 pub struct Slices<'a> {
     pub(super) geometry: &'a Geometry,
-    /// Into `Geometry::data`: the file that holds `offset`, or the first one behind it.
-    pub(super) next: usize,
+    /// The file with data that holds `offset`, or the first one behind it.
+    pub(super) next: u32,
     pub(super) offset: u64,
     pub(super) end: u64,
 }
@@ -53,20 +53,19 @@ impl Iterator for Slices<'_> {
         if self.offset >= self.end {
             return None;
         }
-        let data = &self.geometry.data;
-        let here = data.get(self.next).copied();
-        let data_begin = here.map_or(self.end, |file| self.geometry.span(file).offset_bytes);
+        let files = &self.geometry.files;
+        let here = (self.next < self.geometry.file_count()).then(|| self.geometry.span(self.next));
+        let data_begin = here.map_or(self.end, |span| span.offset_bytes);
         let slice = if self.offset < data_begin {
-            let file = match self.next.checked_sub(1) {
-                Some(before) => data[before],
-                None => data[0], // a geometry has at least one file with data
-            };
+            let before = self.next.checked_sub(1).and_then(|before| files.last_data_to(before));
+            // A geometry has at least one file with data.
+            let file = before.unwrap_or(self.next);
             let len = data_begin.min(self.end) - self.offset;
             FileSlice { file: FileIndex(file), file_offset: 0, len, pad: true }
         } else {
-            let file = data[self.next];
-            let len = self.geometry.span_end(file).min(self.end) - self.offset;
-            self.next += 1;
+            let file = self.next;
+            let len = files.end(file).min(self.end) - self.offset;
+            self.next = files.first_data_from(file + 1);
             FileSlice {
                 file: FileIndex(file),
                 file_offset: self.offset - data_begin,

@@ -5,8 +5,11 @@
 //! rule is checked when either is made, so that code that holds one need not check again.
 
 pub mod create;
+mod files;
 mod info;
+mod list;
 pub mod names;
+mod read;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -14,7 +17,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::info::{FileEntry, Info, truncate};
+pub use self::files::{FileEntry, Files};
+use self::info::Fields;
+pub use self::info::{Info, truncate};
 use crate::bencode::{BencodeError, Document, Encoder, KeyOrder, Limits, Value};
 use crate::geometry::{GeometryError, PieceIndex};
 use crate::merkle::{self, Hash};
@@ -131,11 +136,16 @@ pub enum MetainfoError {
 }
 
 /// A torrent: the info dictionary, the piece layers of its files, and what else a `.torrent` file
-/// says. Cloning is cheap but for the table of layers; the hashes are shared.
+/// says. Cloning is cheap: the bytes that were parsed are shared, and they are most of it.
 #[derive(Clone, Debug)]
 pub struct Metainfo {
     info: Arc<Info>,
-    layers: BTreeMap<Hash, Arc<[u8]>>,
+    /// The bytes that `info` keeps are a whole `.torrent` file, and nothing was changed since.
+    is_as_parsed: bool,
+    /// Where the layers of [`Info::layer_roots`] lie in these bytes, 0 for those that are not there.
+    layers_at: Arc<[u32]>,
+    /// Layers that came later.
+    layers_added: BTreeMap<Hash, Arc<[u8]>>,
     announce: Option<String>,
     announce_tiers: Vec<Vec<String>>,
     comment: Option<String>,
@@ -154,55 +164,70 @@ impl Metainfo {
     /// # Errors
     /// [`MetainfoError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, MetainfoError> {
-        let document = Document::parse(bytes, LIMITS, KeyOrder::Lenient)?;
-        let root = document.root();
-        root.as_dict().ok_or(MetainfoError::WrongValue { key: "" })?;
-        let info = root.get(b"info").ok_or(MetainfoError::Missing { key: "info" })?;
-        let info = Info::from_value(info)?;
-        if let Some(offset) = document.first_unsorted().filter(|_| info.kind().has_v2()) {
-            return Err(MetainfoError::NotCanonical { offset });
-        }
-        let mut metainfo = Self::from_info(info);
-        metainfo.first_unsorted = document.first_unsorted();
-        if let Some(layers) = root.get(b"piece layers").filter(|_| metainfo.info.kind().has_v2()) {
-            let wrong = MetainfoError::WrongValue { key: "piece layers" };
-            for (root, layer) in layers.as_dict().ok_or(wrong.clone())? {
-                let root = Hash::try_from(root).map_err(|_| wrong.clone())?;
-                metainfo.add_layer(&root, layer.as_bytes().ok_or(wrong.clone())?)?;
-            }
-        }
+        Self::from_bytes(bytes.to_vec())
+    }
+
+    /// As [`Metainfo::parse`], keeping the bytes instead of copying them: besides them a v1 torrent
+    /// takes about nine bytes per file, and nothing more while it is parsed.
+    ///
+    /// # Errors
+    /// [`MetainfoError`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, MetainfoError> {
+        let document = Document::parse(&bytes, LIMITS, KeyOrder::Lenient)?;
+        let outer = Outer::read(&document)?;
+        let info = outer.info.ok_or(MetainfoError::Missing { key: "info" })?;
+        let fields = Fields::read(&bytes, &document, info)?;
+        let layers_at = read_layers(&bytes, &fields, outer.piece_layers)?;
         // The rest is for people and trackers: what is malformed there is left out.
-        let text = |value: Value<'_, '_>| {
+        let text = |value: Value<'_>| {
             value.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned)
         };
-        metainfo.announce = root.get(b"announce").and_then(text);
-        metainfo.comment = root.get(b"comment").and_then(text);
-        metainfo.created_by = root.get(b"created by").and_then(text);
-        metainfo.creation_date = root.get(b"creation date").and_then(|value| value.as_int());
+        let mut announce_tiers = Vec::new();
         let mut left = TRACKERS_MAX;
-        let tiers = root.get(b"announce-list").and_then(|value| value.as_list());
+        let tiers = outer.announce_list.and_then(|value| value.as_list());
         for tier in tiers.into_iter().flatten() {
             let urls = tier.as_list().into_iter().flatten().filter_map(text).take(left);
             let urls: Vec<String> = urls.collect();
             left -= urls.len();
             if !urls.is_empty() {
-                metainfo.announce_tiers.push(urls);
+                announce_tiers.push(urls);
             }
         }
-        Ok(metainfo)
+        let announce = outer.announce.and_then(text);
+        let comment = outer.comment.and_then(text);
+        let created_by = outer.created_by.and_then(text);
+        let creation_date = outer.creation_date.and_then(|value| value.as_int());
+        let first_unsorted = document.first_unsorted();
+        drop(document);
+        Ok(Self {
+            info: Arc::new(Info::new(bytes, fields)?),
+            is_as_parsed: true,
+            layers_at: layers_at.into(),
+            layers_added: BTreeMap::new(),
+            announce,
+            announce_tiers,
+            comment,
+            created_by,
+            creation_date,
+            first_unsorted,
+        })
     }
 
     /// This torrent with its v1 view alone, see [`Info::v1_view`]; `None` without one.
     pub fn v1_view(&self) -> Option<Self> {
         let info = Arc::new(self.info.v1_view()?);
-        Some(Self { info, layers: BTreeMap::new(), ..self.clone() })
+        let (layers_at, layers_added) = ([].into(), BTreeMap::new());
+        Some(Self { info, is_as_parsed: false, layers_at, layers_added, ..self.clone() })
     }
 
     /// A torrent of which only the info dictionary is known, as BEP 9 gives it.
     pub fn from_info(info: Info) -> Self {
+        let layer_count = info.layer_roots().len();
         Self {
+            layers_at: vec![0; layer_count].into(),
             info: Arc::new(info),
-            layers: BTreeMap::new(),
+            is_as_parsed: false,
+            layers_added: BTreeMap::new(),
             announce: None,
             announce_tiers: Vec::new(),
             comment: None,
@@ -219,20 +244,14 @@ impl Metainfo {
     /// [`MetainfoError::LayerUnknown`], [`MetainfoError::LayerLen`] or
     /// [`MetainfoError::LayerMismatch`]: the fault of whoever sent it.
     pub fn add_layer(&mut self, root: &Hash, layer: &[u8]) -> Result<(), MetainfoError> {
-        let unknown = MetainfoError::LayerUnknown { root: *root };
-        let piece_count = self.info.layer_len(root).ok_or(unknown)?;
-        let expected_bytes = piece_count as usize * 32;
-        if layer.len() != expected_bytes {
-            return Err(MetainfoError::LayerLen { expected_bytes, found_bytes: layer.len() });
-        }
-        if self.layers.contains_key(root) {
+        let piece_count = self.info.layer_len(root);
+        check_layer_len(root, piece_count, layer)?;
+        if self.layer(root).is_some() {
             return Ok(());
         }
-        let (nodes, _) = layer.as_chunks::<32>();
-        if merkle::root_from_layer(nodes, self.info.piece_layer_number()) != *root {
-            return Err(MetainfoError::LayerMismatch { root: *root });
-        }
-        self.layers.insert(*root, layer.into());
+        check_layer(root, layer, self.info.piece_layer_number())?;
+        self.is_as_parsed = false;
+        self.layers_added.insert(*root, layer.into());
         Ok(())
     }
 
@@ -243,12 +262,19 @@ impl Metainfo {
 
     /// The piece layer under a root, if it is known.
     pub fn layer(&self, root: &Hash) -> Option<&[Hash]> {
-        self.layers.get(root).map(|layer| layer.as_chunks().0)
+        let at = self.info.layer_index(root)?;
+        if self.layers_at[at] == 0 {
+            return self.layers_added.get(root).map(|layer| layer.as_chunks().0);
+        }
+        let layer = &self.info.bytes()[self.layers_at[at] as usize..];
+        Some(&layer.as_chunks().0[..self.info.layer_len(root)? as usize])
     }
 
     /// Roots of files longer than a piece whose layer is not known yet, each once.
     pub fn missing_layers(&self) -> impl Iterator<Item = Hash> + '_ {
-        self.info.layer_roots().filter(|root| !self.layers.contains_key(root))
+        let roots = self.info.layer_roots().zip(self.layers_at.iter());
+        let absent = roots.filter(|(_, at)| **at == 0).map(|(root, _)| root);
+        absent.filter(|root| !self.layers_added.contains_key(root))
     }
 
     /// What the leaves of a piece must hash to: its node of the piece layer or, for a file of at
@@ -256,7 +282,7 @@ impl Metainfo {
     /// pad, or while the layer is missing. [`merkle::piece_root`] makes the other side.
     pub fn v2_piece_hash(&self, piece: PieceIndex) -> Option<Hash> {
         let (file, in_file) = self.info.geometry().piece_in_file(piece)?;
-        let root = self.info.files()[file.get() as usize].pieces_root?;
+        let root = self.info.file(file).pieces_root?;
         if self.info.geometry().file_len(file) <= u64::from(self.info.piece_len_bytes()) {
             return Some(root);
         }
@@ -295,60 +321,186 @@ impl Metainfo {
 
     /// Sets the remark. It is outside of the info hash.
     pub fn set_comment(&mut self, comment: Option<String>) {
+        self.is_as_parsed = false;
         self.comment = comment;
     }
 
     /// Sets the program that made the torrent. It is outside of the info hash.
     pub fn set_created_by(&mut self, created_by: Option<String>) {
+        self.is_as_parsed = false;
         self.created_by = created_by;
     }
 
     /// Sets the tracker tiers (BEP 12), and the tracker of BEP 3 to the first of them.
     pub fn set_announce_tiers(&mut self, tiers: Vec<Vec<String>>) {
+        self.is_as_parsed = false;
         self.announce = tiers.iter().flatten().next().cloned();
         self.announce_tiers = tiers;
     }
 
-    /// The `.torrent` file. The info dictionary comes out byte for byte as it went in; keys that we
-    /// do not know are not kept around it.
+    /// The `.torrent` file. One that was parsed and not changed comes out byte for byte as it went
+    /// in. Of any other the info dictionary does; what stands around it is written canonically, and
+    /// keys that we do not know are kept.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Encoder::new();
-        out.dict();
-        if let Some(announce) = &self.announce {
-            out.key(b"announce").bytes(announce.as_bytes());
+        if self.is_as_parsed {
+            return self.info.bytes().to_vec();
+        }
+        let mut entries = self.foreign_entries();
+        let mut add = |key: &[u8], write: &dyn Fn(&mut Encoder)| {
+            let mut out = Encoder::new();
+            write(&mut out);
+            entries.insert(key.to_vec(), out.finish());
+        };
+        let text = |text: &Option<String>| text.as_ref().map(|text| text.as_bytes().to_vec());
+        let texts = [
+            (&b"announce"[..], text(&self.announce)),
+            (b"comment", text(&self.comment)),
+            (b"created by", text(&self.created_by)),
+        ];
+        for (key, text) in texts {
+            if let Some(text) = text {
+                add(key, &|out| {
+                    out.bytes(&text);
+                });
+            }
         }
         if !self.announce_tiers.is_empty() {
-            out.key(b"announce-list").list();
-            for tier in &self.announce_tiers {
+            add(b"announce-list", &|out| {
                 out.list();
-                for url in tier {
-                    out.bytes(url.as_bytes());
+                for tier in &self.announce_tiers {
+                    out.list();
+                    for url in tier {
+                        out.bytes(url.as_bytes());
+                    }
+                    out.end();
                 }
                 out.end();
-            }
-            out.end();
-        }
-        if let Some(comment) = &self.comment {
-            out.key(b"comment").bytes(comment.as_bytes());
-        }
-        if let Some(created_by) = &self.created_by {
-            out.key(b"created by").bytes(created_by.as_bytes());
+            });
         }
         if let Some(creation_date) = self.creation_date {
-            out.key(b"creation date").int(creation_date);
+            add(b"creation date", &|out| {
+                out.int(creation_date);
+            });
         }
-        out.key(b"info").raw(self.info.raw());
+        add(b"info", &|out| {
+            out.raw(self.info.raw());
+        });
         // BEP 52 wants the key even if no file is longer than a piece.
         if self.info.kind().has_v2() {
-            out.key(b"piece layers").dict();
-            for (root, layer) in &self.layers {
-                out.key(root).bytes(layer);
-            }
-            out.end();
+            add(b"piece layers", &|out| {
+                out.dict();
+                for root in self.info.layer_roots() {
+                    if let Some(layer) = self.layer(&root) {
+                        out.key(&root).bytes(layer.as_flattened());
+                    }
+                }
+                out.end();
+            });
+        }
+        let mut out = Encoder::new();
+        out.dict();
+        for (key, value) in &entries {
+            out.key(key).raw(value);
         }
         out.end();
         out.finish()
     }
+
+    /// The keys around the info dictionary that mean nothing to us, with their values as they came.
+    fn foreign_entries(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let bytes = self.info.bytes();
+        if bytes.len() == self.info.raw().len() {
+            return BTreeMap::new(); // nothing stands around it
+        }
+        let entries = Value::at(bytes, 0).as_dict().into_iter().flatten();
+        let foreign = entries.filter(|(key, _)| !KNOWN_KEYS.contains(key));
+        foreign.map(|(key, value)| (key.to_vec(), value.raw().to_vec())).collect()
+    }
+}
+
+/// Keys of a `.torrent` file that [`Metainfo`] holds the values of.
+const KNOWN_KEYS: [&[u8]; 7] = [
+    b"announce",
+    b"announce-list",
+    b"comment",
+    b"created by",
+    b"creation date",
+    b"info",
+    b"piece layers",
+];
+
+/// The values of [`KNOWN_KEYS`], as they came.
+#[derive(Default)]
+struct Outer<'a> {
+    announce: Option<Value<'a>>,
+    announce_list: Option<Value<'a>>,
+    comment: Option<Value<'a>>,
+    created_by: Option<Value<'a>>,
+    creation_date: Option<Value<'a>>,
+    info: Option<Value<'a>>,
+    piece_layers: Option<Value<'a>>,
+}
+
+impl<'a> Outer<'a> {
+    fn read(document: &Document<'a>) -> Result<Self, MetainfoError> {
+        let mut outer = Self::default();
+        let entries = document.entries_of(document.root());
+        for (key, value) in entries.ok_or(MetainfoError::WrongValue { key: "" })? {
+            let slot = match key {
+                b"announce" => &mut outer.announce,
+                b"announce-list" => &mut outer.announce_list,
+                b"comment" => &mut outer.comment,
+                b"created by" => &mut outer.created_by,
+                b"creation date" => &mut outer.creation_date,
+                b"info" => &mut outer.info,
+                b"piece layers" => &mut outer.piece_layers,
+                _ => continue,
+            };
+            *slot = Some(value);
+        }
+        Ok(outer)
+    }
+}
+
+/// Checks the layers that a `.torrent` file brings, and tells where they lie.
+fn read_layers(
+    bytes: &[u8],
+    fields: &Fields,
+    layers: Option<Value<'_>>,
+) -> Result<Vec<u32>, MetainfoError> {
+    let mut layers_at = vec![0; fields.layer_count()];
+    let Some(layers) = layers.filter(|_| fields.kind().has_v2()) else { return Ok(layers_at) };
+    let wrong = MetainfoError::WrongValue { key: "piece layers" };
+    for (root, value) in layers.as_dict().ok_or(wrong.clone())? {
+        let root = Hash::try_from(root).map_err(|_| wrong.clone())?;
+        let layer = value.as_bytes().ok_or(wrong.clone())?;
+        let known = fields.layer_index(bytes, &root);
+        check_layer_len(&root, known.map(|(_, piece_count)| piece_count), layer)?;
+        check_layer(&root, layer, fields.piece_layer_number())?;
+        if let Some((at, _)) = known {
+            layers_at[at] = (value.span().end - layer.len()) as u32;
+        }
+    }
+    Ok(layers_at)
+}
+
+/// `piece_count` is that of the files with this root, if there are any that have a layer.
+fn check_layer_len(
+    root: &Hash,
+    piece_count: Option<u32>,
+    layer: &[u8],
+) -> Result<(), MetainfoError> {
+    let piece_count = piece_count.ok_or(MetainfoError::LayerUnknown { root: *root })?;
+    let expected_bytes = piece_count as usize * 32;
+    let found_bytes = layer.len();
+    let wrong = MetainfoError::LayerLen { expected_bytes, found_bytes };
+    if found_bytes == expected_bytes { Ok(()) } else { Err(wrong) }
+}
+
+fn check_layer(root: &Hash, layer: &[u8], layer_number: u32) -> Result<(), MetainfoError> {
+    let (nodes, _) = layer.as_chunks::<32>();
+    let is_right = merkle::root_from_layer(nodes, layer_number) == *root;
+    if is_right { Ok(()) } else { Err(MetainfoError::LayerMismatch { root: *root }) }
 }
 
 #[cfg(test)]

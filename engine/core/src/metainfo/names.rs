@@ -132,6 +132,48 @@ impl AsRef<Path> for RelPath {
     }
 }
 
+/// Checks the path that [`RelPath::new`] would make, without making it, for a file in a folder whose
+/// name, as mapped, has `folder_len` bytes. True if a component inside of it would be mapped.
+///
+/// # Errors
+/// As [`RelPath::new`]; [`NameError::Empty`] also for the folder alone.
+pub fn check<'a>(
+    folder_len: Option<usize>,
+    components: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<bool, NameError> {
+    let mut len_bytes = folder_len.unwrap_or(0);
+    let folder_depth = usize::from(folder_len.is_some());
+    let mut is_mapped = false;
+    let mut is_empty = true;
+    for (depth, raw) in (folder_depth..).zip(components) {
+        is_empty = false;
+        if depth >= DEPTH_MAX {
+            return Err(NameError::TooDeep);
+        }
+        len_bytes += usize::from(depth > 0);
+        len_bytes += if is_plain(raw) {
+            raw.len()
+        } else {
+            let mapped = component(raw)?;
+            is_mapped |= matches!(mapped, Cow::Owned(_));
+            mapped.len()
+        };
+        if len_bytes > PATH_LEN_MAX {
+            return Err(NameError::PathTooLong);
+        }
+    }
+    if is_empty { Err(NameError::Empty) } else { Ok(is_mapped) }
+}
+
+/// Whether a component needs no second look: printable ASCII, and nothing that has a meaning.
+#[inline]
+fn is_plain(raw: &[u8]) -> bool {
+    let plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'/') & (byte != b'\\');
+    // Without an early end the loop becomes a few vector operations.
+    let are_plain = raw.iter().fold(true, |all, &byte| all & plain(byte));
+    are_plain && !raw.is_empty() && raw.len() <= COMPONENT_LEN_MAX && raw != b"." && raw != b".."
+}
+
 /// One component, mapped if it must be.
 ///
 /// # Errors
@@ -206,6 +248,51 @@ pub fn check_distinct<'a>(paths: impl IntoIterator<Item = &'a RelPath>) -> Resul
         }
     }
     Ok(())
+}
+
+/// True if no two of the paths are one and none is also a folder of another; false if that is not
+/// certain, and [`check_distinct`] has to say. Compares 64-bit hashes: whoever makes them collide
+/// gains nothing but the longer look. Components must be such as are not mapped.
+pub(super) fn are_surely_distinct<'a, P>(
+    path_count_max: usize,
+    paths: impl Iterator<Item = P>,
+) -> bool
+where
+    P: Iterator<Item = &'a [u8]>,
+{
+    let mut files = Vec::with_capacity(path_count_max);
+    let mut folders = Vec::new();
+    // Hashes of the folders of the last file: files of one folder mostly stand together.
+    let mut last_folders = [0; DEPTH_MAX];
+    for path in paths {
+        let mut hash = 0;
+        for (depth, part) in path.enumerate() {
+            if depth > 0 && last_folders[depth - 1] != hash {
+                last_folders[depth - 1] = hash;
+                folders.push(hash);
+            }
+            hash = hash_component(hash, part);
+        }
+        files.push(hash);
+    }
+    files.sort_unstable();
+    let are_files_distinct = files.windows(2).all(|pair| pair[0] != pair[1]);
+    are_files_distinct && folders.iter().all(|folder| files.binary_search(folder).is_err())
+}
+
+/// The hash of a path with one component more.
+fn hash_component(folder: u64, part: &[u8]) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |hash: u64, word: u64| {
+        let product = u128::from(hash ^ word).wrapping_mul(u128::from(ODD));
+        (product as u64) ^ (product >> 64) as u64
+    };
+    let (words, rest) = part.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let hash = mix(folder.wrapping_add(ODD), part.len() as u64);
+    let hash = words.iter().fold(hash, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    mix(hash, u64::from_le_bytes(last)).wrapping_add(1)
 }
 
 /// Two paths that a file system which folds case takes for one, if there are any.

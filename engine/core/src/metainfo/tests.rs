@@ -47,8 +47,8 @@ fn torrents_of_libtorrent_are_read_alike() {
         let ids: Vec<String> = info.wire_ids().map(|id| hex(&id)).collect();
         let wanted = [v1, v2.chars().take(40).collect()];
         assert_eq!(ids, wanted.into_iter().filter(|id| id != "-").collect::<Vec<_>>());
-        let files = info.files().iter().filter(|file| !file.pad);
-        let found: Vec<&str> = files.map(|file| file.path.as_str()).collect();
+        let files = info.files().filter(|file| !file.pad);
+        let found: Vec<String> = files.map(|file| file.path().to_string()).collect();
         assert_eq!(found.join("|"), paths, "{file}");
         assert_eq!(metainfo.missing_layers().count(), 0, "{file}");
         assert_eq!(metainfo.first_unsorted(), None);
@@ -409,10 +409,10 @@ proptest! {
         prop_assert_eq!(made.missing_layers().count(), 0);
         let payload: usize = lens.iter().sum();
         prop_assert_eq!(made.info().geometry().payload_len(), payload as u64);
-        for entry in made.info().files().iter().filter(|entry| !entry.pad) {
+        for entry in made.info().files().filter(|entry| !entry.pad) {
             let (_, executable, bytes) = files
                 .iter()
-                .find(|file| entry.path.as_str().strip_prefix("made/") == Some(file.0))
+                .find(|file| entry.path().as_str().strip_prefix("made/") == Some(file.0))
                 .unwrap();
             prop_assert_eq!((entry.len_bytes, entry.executable), (bytes.len() as u64, *executable));
         }

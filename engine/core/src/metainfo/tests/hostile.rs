@@ -140,7 +140,7 @@ fn hybrids_agree_or_are_refused() {
     ] {
         let info = hybrid(good.clone(), 3).parse().unwrap();
         assert_eq!(info.kind(), Kind::Hybrid);
-        let roots = info.files().iter().filter(|file| file.pieces_root.is_some()).count();
+        let roots = info.files().filter(|file| file.pieces_root.is_some()).count();
         assert_eq!((roots, info.files().len()), (3, good.len()));
     }
     let refused = |files| match hybrid(files, 3).refused() {
@@ -169,7 +169,7 @@ fn hybrids_agree_or_are_refused() {
         name: Some(name),
         ..hybrid(Vec::new(), 1)
     };
-    assert_eq!(single(b"a").parse().unwrap().files()[0].path.as_str(), "a");
+    assert_eq!(single(b"a").parse().unwrap().files().next().unwrap().path().as_str(), "a");
     assert!(matches!(single(b"t").refused(), MetainfoError::Hybrid { file_index: 0, .. }));
 }
 
@@ -229,7 +229,10 @@ fn v1_numbers_are_checked() {
     let odd: Entry = (&[b"..", b""], 7, b"p");
     let pads = v1(vec![odd, A, odd, odd, C, odd], 2).parse().unwrap();
     assert_eq!(pads.geometry().payload_len(), 16_394);
-    assert!(pads.files()[0].pad && pads.files()[0].path.as_str().starts_with(".pad/"));
+    assert!(
+        pads.files().next().unwrap().pad
+            && pads.files().next().unwrap().path().as_str().starts_with(".pad/")
+    );
 }
 
 #[test]
@@ -251,7 +254,11 @@ fn links_and_bad_names_are_refused() {
     let mapped = v1(vec![(&[b"\\"], 1, b""), (&[b"%5C"], 1, b"")], 1).refused();
     assert_eq!(mapped, NameError::Duplicate { path: "t/%5C".to_owned() }.into());
     assert_eq!(
-        v1(vec![(&[b"x"], 10, b"xh")], 1).parse().map(|info| info.files()[0].executable),
+        v1(vec![(&[b"x"], 10, b"xh")], 1).parse().map(|info| info
+            .files()
+            .next()
+            .unwrap()
+            .executable),
         Ok(true)
     );
 }
@@ -267,7 +274,10 @@ fn trees_keep_the_rules_of_bep_52() {
         tree
     };
     assert!(v2(&tree_with(&[(b"a", good.clone()), (b"b", leaf(0, None))])).parse().is_ok());
-    assert_eq!(v2(&deep(31)).parse().map(|info| info.files()[0].path.components().count()), Ok(32));
+    assert_eq!(
+        v2(&deep(31)).parse().map(|info| info.files().next().unwrap().path().components().count()),
+        Ok(32)
+    );
     assert_eq!(v2(&deep(32)).refused(), NameError::TooDeep.into());
     assert!(matches!(
         v2(&deep(1000)).refused(),

@@ -1,0 +1,159 @@
+//! The v1 view's list of files (BEP 3), walked where it lies.
+
+use super::MetainfoError;
+use super::names;
+use super::tree::Attr;
+use crate::bencode::{Elements, Value, string_at};
+use crate::geometry::FileSpan;
+
+/// An entry of `files`, or the whole of a torrent with a `length`.
+#[derive(Clone, Debug)]
+pub(super) struct ListEntry<'a> {
+    /// Where the entry begins.
+    pub at: usize,
+    /// The raw components of the path, all strings. `None` of the one file of a torrent with a
+    /// `length`.
+    pub path: Option<Elements<'a>>,
+    pub len_bytes: u64,
+    pub pad: bool,
+    pub executable: bool,
+}
+
+impl<'a> ListEntry<'a> {
+    /// The raw components of the path below the torrent's folder; none of the one file.
+    pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
+        let parts = self.path.clone().into_iter().flatten();
+        parts.filter_map(|part| part.as_bytes())
+    }
+
+    pub fn span(&self) -> FileSpan {
+        FileSpan { len_bytes: self.len_bytes, pad: self.pad }
+    }
+}
+
+/// The entries of `files`, each read and checked but for its names.
+#[derive(Clone, Debug)]
+pub(super) struct ListEntries<'a> {
+    bytes: &'a [u8],
+    next: usize,
+    file_index: usize,
+}
+
+impl<'a> ListEntries<'a> {
+    /// `bytes` is the checked document that holds the list.
+    pub fn new(bytes: &'a [u8], list: Value<'a>) -> Result<Self, MetainfoError> {
+        list.as_list().ok_or(MetainfoError::WrongValue { key: "files" })?;
+        Ok(Self { bytes, next: list.span().start + 1, file_index: 0 })
+    }
+
+    /// The entries from the one that begins at `next`, see [`ListEntry::at`].
+    pub fn resume(bytes: &'a [u8], next: usize) -> Self {
+        Self { bytes, next, file_index: 0 }
+    }
+
+    fn read(&mut self) -> Result<ListEntry<'a>, MetainfoError> {
+        let wrong = |key| MetainfoError::WrongValue { key };
+        let (mut path, mut len_bytes, mut attr) = (None, None, Attr::default());
+        let mut has_link_path = false;
+        let at = self.next;
+        if self.bytes[at] != b'd' {
+            return Err(wrong("files"));
+        }
+        self.next += 1;
+        while self.bytes[self.next] != b'e' {
+            let key = string_at(self.bytes, self.next);
+            self.next = key.end;
+            if &self.bytes[key.clone()] == b"path" {
+                path = Some(self.read_path()?);
+                continue;
+            }
+            let value = Value::at(self.bytes, self.next);
+            self.next = value.span().end;
+            match &self.bytes[key] {
+                b"length" => len_bytes = Some(value.as_u64().ok_or(wrong("length"))?),
+                b"attr" => attr = Attr::of(value)?,
+                b"symlink path" => has_link_path = true,
+                _ => {}
+            }
+        }
+        self.next += 1;
+        let path = path.ok_or(MetainfoError::Missing { key: "path" })?;
+        if attr.symlink || has_link_path {
+            return Err(MetainfoError::Symlink { file_index: self.file_index });
+        }
+        let len_bytes = len_bytes.ok_or(MetainfoError::Missing { key: "length" })?;
+        self.file_index += 1;
+        let (pad, executable) = (attr.pad, attr.executable);
+        Ok(ListEntry { at, path: Some(path), len_bytes, pad, executable })
+    }
+
+    /// A list of strings, which is left behind.
+    fn read_path(&mut self) -> Result<Elements<'a>, MetainfoError> {
+        let wrong = MetainfoError::WrongValue { key: "path" };
+        if self.bytes[self.next] != b'l' {
+            return Err(wrong);
+        }
+        self.next += 1;
+        let path = Elements::resume(self.bytes, self.next);
+        while self.bytes[self.next] != b'e' {
+            if !self.bytes[self.next].is_ascii_digit() {
+                return Err(wrong);
+            }
+            self.next = string_at(self.bytes, self.next).end;
+        }
+        self.next += 1;
+        Ok(path)
+    }
+}
+
+impl<'a> Iterator for ListEntries<'a> {
+    type Item = Result<ListEntry<'a>, MetainfoError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        (self.bytes[self.next] != b'e').then(|| self.read())
+    }
+}
+
+/// Finds out whether all paths of a list differ, without keeping them.
+#[derive(Debug, Default)]
+pub(super) struct Distinct<'a> {
+    last: Option<Elements<'a>>,
+    /// Some path does not sort behind the one before it: order proves nothing.
+    is_unsorted: bool,
+    /// Some component is mapped, so that raw bytes prove nothing.
+    is_mapped: bool,
+}
+
+impl<'a> Distinct<'a> {
+    /// Takes in a path below the torrent's folder.
+    pub fn add(&mut self, entry: &ListEntry<'a>, is_mapped: bool) {
+        self.is_mapped |= is_mapped;
+        if let (Some(last), Some(path), false) = (&self.last, &entry.path, self.is_unsorted) {
+            self.is_unsorted = !is_before(last.clone(), path.clone());
+        }
+        self.last.clone_from(&entry.path);
+    }
+
+    /// True if no two paths are one, and no file is also a folder; false if that is not certain.
+    /// `entries` walks over the list again, of `file_count`.
+    pub fn finish(self, file_count: usize, entries: ListEntries<'a>) -> bool {
+        let files = || entries.clone().filter_map(Result::ok).filter(|entry| !entry.pad);
+        !self.is_mapped
+            && (!self.is_unsorted
+                || names::are_surely_distinct(file_count, files().map(|file| file.parts())))
+    }
+}
+
+/// Whether a path sorts before another by components, and is no folder of it. In a list where each
+/// path stands so to the next, no two are alike: in the order of components a file stands right
+/// before its namesake, and before the first file below it.
+fn is_before(mut a: Elements<'_>, mut b: Elements<'_>) -> bool {
+    loop {
+        let (Some(a), Some(b)) = (a.next(), b.next()) else { return false };
+        match a.as_bytes().cmp(&b.as_bytes()) {
+            std::cmp::Ordering::Less => return true,
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => return false,
+        }
+    }
+}
