@@ -144,7 +144,7 @@ impl Kind {
 pub struct FileSpan {
     /// Length in bytes; zero is allowed.
     pub len_bytes: u64,
-    /// True for a pad of BEP 47: zeros that lie on no disk.
+    /// True for what lies on no disk: a pad of BEP 47, which is zeros, or a link, which has no bytes.
     pub pad: bool,
 }
 
@@ -214,7 +214,7 @@ pub enum GeometryError {
         /// Where it begins, in bytes.
         offset_bytes: u64,
     },
-    /// An explicit pad where only implied ones exist.
+    /// An explicit pad with bytes where only implied ones exist.
     #[error("file {file_index} of a v2 torrent is a pad")]
     PadInV2 {
         /// The pad.

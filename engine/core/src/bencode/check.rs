@@ -87,7 +87,9 @@ impl<'a> Checker<'a> {
                         parent.count += 1;
                     }
                     match byte {
-                        b'0'..=b'9' => drop(self.string()?),
+                        b'0'..=b'9' => {
+                            self.string()?;
+                        }
                         b'i' => self.integer()?,
                         b'l' | b'd' => {
                             self.begin(outer.len() as u32 + u32::from(open.is_some()))?;

@@ -121,7 +121,7 @@ impl GeometryBuilder {
     pub(crate) fn push(&mut self, file: FileSpan) -> Result<(), GeometryError> {
         let file_index = self.ends.len();
         let piece_len = u64::from(self.piece_len);
-        if file.pad && self.kind == Kind::V2 {
+        if file.pad && file.len_bytes > 0 && self.kind == Kind::V2 {
             return Err(GeometryError::PadInV2 { file_index });
         }
         let holds_data = !file.pad && file.len_bytes > 0;

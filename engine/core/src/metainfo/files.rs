@@ -22,7 +22,7 @@ pub struct FileEntry<'a> {
     pub len_bytes: u64,
     /// Root of the file's tree (BEP 52). `None` without a v2 view, and of empty files and pads.
     pub pieces_root: Option<Hash>,
-    /// A pad of BEP 47.
+    /// It lies on no disk: a pad of BEP 47, or a symbolic link, which we never make.
     pub pad: bool,
     /// The file may be run (BEP 47).
     pub executable: bool,
@@ -81,6 +81,8 @@ pub(super) struct FileTable {
     roots: Box<[u32]>,
     /// One bit per file; empty if no file may be run.
     executable: Box<[u64]>,
+    /// How many files are symbolic links.
+    pub link_count: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -126,7 +128,7 @@ impl FileTable {
             Names::List(marks) => {
                 let entry = ListEntries::resume(bytes, marks[mark] as usize).nth(rest);
                 let entry = entry.and_then(Result::ok).expect("read when the torrent was parsed");
-                if entry.pad {
+                if entry.is_absent() {
                     // Pads of one length share a name in the wild, and nobody opens them.
                     RelPath::new([&b".pad"[..], entry.len_bytes.to_string().as_bytes()])
                 } else {
@@ -154,13 +156,14 @@ pub(super) struct FileTableBuilder {
     list: Vec<u32>,
     tree: Vec<TreeMark>,
     next: usize,
+    link_count: u32,
 }
 
 impl FileTableBuilder {
     pub fn new(file_count: usize, has_roots: bool) -> Self {
         let roots = Vec::with_capacity(if has_roots { file_count } else { 0 });
         let (executable, list, tree) = (Vec::new(), Vec::new(), Vec::new());
-        Self { file_count, has_roots, roots, executable, list, tree, next: 0 }
+        Self { file_count, has_roots, roots, executable, list, tree, next: 0, link_count: 0 }
     }
 
     /// Whether the place of the next file is to be noted.
@@ -175,17 +178,18 @@ impl FileTableBuilder {
 
     /// Adds the next file of a list.
     pub fn push_listed(&mut self, entry: &ListEntry<'_>, root_at: Option<u32>) {
-        if self.wants_mark() && entry.path.is_some() {
+        if let Some(at) = entry.at.filter(|_| self.wants_mark()) {
             if self.list.is_empty() {
                 self.list.reserve_exact(self.file_count.div_ceil(FILES_PER_MARK));
             }
-            self.list.push(entry.at as u32);
+            self.list.push(at as u32);
         }
-        self.push(root_at, entry.executable);
+        self.push(root_at, entry.executable, entry.link);
     }
 
     /// Adds the next file.
-    pub fn push(&mut self, root_at: Option<u32>, executable: bool) {
+    pub fn push(&mut self, root_at: Option<u32>, executable: bool, link: bool) {
+        self.link_count += u32::from(link);
         if self.has_roots {
             self.roots.push(root_at.unwrap_or(0));
         }
@@ -205,6 +209,7 @@ impl FileTableBuilder {
         } else {
             Names::One
         };
-        FileTable { names, roots: self.roots.into(), executable: self.executable.into() }
+        let (roots, executable) = (self.roots.into(), self.executable.into());
+        FileTable { names, roots, executable, link_count: self.link_count }
     }
 }

@@ -143,6 +143,11 @@ impl Info {
         self.fields.files.path(&self.bytes, name, file)
     }
 
+    /// How many files are symbolic links (BEP 47). They count as pads of no bytes.
+    pub fn link_count(&self) -> u32 {
+        self.fields.files.link_count
+    }
+
     /// Where pieces, blocks and files lie.
     pub fn geometry(&self) -> &Geometry {
         &self.fields.geometry

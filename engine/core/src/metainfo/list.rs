@@ -9,17 +9,45 @@ use crate::geometry::FileSpan;
 /// An entry of `files`, or the whole of a torrent with a `length`.
 #[derive(Clone, Debug)]
 pub(super) struct ListEntry<'a> {
-    /// Where the entry begins.
-    pub at: usize,
+    /// Where the entry begins in the list; `None` of the one file of a torrent with a `length`.
+    pub at: Option<usize>,
     /// The raw components of the path, all strings. `None` of the one file of a torrent with a
-    /// `length`.
+    /// `length`, and of pads that have none (BEP 47 does not ask for it).
     pub path: Option<Elements<'a>>,
     pub len_bytes: u64,
     pub pad: bool,
+    /// A symbolic link, which has no bytes.
+    pub link: bool,
     pub executable: bool,
 }
 
 impl<'a> ListEntry<'a> {
+    /// It lies on no disk: a pad, or a link, which we never make.
+    pub fn is_absent(&self) -> bool {
+        self.pad || self.link
+    }
+
+    /// Applies the rules of BEP 47 to what an entry says. A link has no length, or zero.
+    pub fn new(
+        at: Option<usize>,
+        path: Option<Elements<'a>>,
+        len_bytes: Option<u64>,
+        attr: Attr,
+        file_index: usize,
+    ) -> Result<Self, MetainfoError> {
+        let len_bytes = len_bytes.or(attr.symlink.then_some(0));
+        let len_bytes = len_bytes.ok_or(MetainfoError::Missing { key: "length" })?;
+        if attr.symlink && len_bytes > 0 {
+            return Err(MetainfoError::Symlink { file_index });
+        }
+        let Attr { pad, symlink: link, executable } = attr;
+        let pad = pad && !link;
+        if at.is_some() && path.is_none() && !pad {
+            return Err(MetainfoError::Missing { key: "path" });
+        }
+        Ok(Self { at, path, len_bytes, pad, link, executable })
+    }
+
     /// The raw components of the path below the torrent's folder; none of the one file.
     pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let parts = self.path.clone().into_iter().flatten();
@@ -27,7 +55,7 @@ impl<'a> ListEntry<'a> {
     }
 
     pub fn span(&self) -> FileSpan {
-        FileSpan { len_bytes: self.len_bytes, pad: self.pad }
+        FileSpan { len_bytes: self.len_bytes, pad: self.is_absent() }
     }
 }
 
@@ -54,7 +82,6 @@ impl<'a> ListEntries<'a> {
     fn read(&mut self) -> Result<ListEntry<'a>, MetainfoError> {
         let wrong = |key| MetainfoError::WrongValue { key };
         let (mut path, mut len_bytes, mut attr) = (None, None, Attr::default());
-        let mut has_link_path = false;
         let at = self.next;
         if self.bytes[at] != b'd' {
             return Err(wrong("files"));
@@ -72,19 +99,12 @@ impl<'a> ListEntries<'a> {
             match &self.bytes[key] {
                 b"length" => len_bytes = Some(value.as_u64().ok_or(wrong("length"))?),
                 b"attr" => attr = Attr::of(value)?,
-                b"symlink path" => has_link_path = true,
                 _ => {}
             }
         }
         self.next += 1;
-        let path = path.ok_or(MetainfoError::Missing { key: "path" })?;
-        if attr.symlink || has_link_path {
-            return Err(MetainfoError::Symlink { file_index: self.file_index });
-        }
-        let len_bytes = len_bytes.ok_or(MetainfoError::Missing { key: "length" })?;
         self.file_index += 1;
-        let (pad, executable) = (attr.pad, attr.executable);
-        Ok(ListEntry { at, path: Some(path), len_bytes, pad, executable })
+        ListEntry::new(Some(at), path, len_bytes, attr, self.file_index - 1)
     }
 
     /// A list of strings, which is left behind.
@@ -137,7 +157,7 @@ impl<'a> Distinct<'a> {
     /// True if no two paths are one, and no file is also a folder; false if that is not certain.
     /// `entries` walks over the list again, of `file_count`.
     pub fn finish(self, file_count: usize, entries: ListEntries<'a>) -> bool {
-        let files = || entries.clone().filter_map(Result::ok).filter(|entry| !entry.pad);
+        let files = || entries.clone().filter_map(Result::ok).filter(|entry| !entry.is_absent());
         !self.is_mapped
             && (!self.is_unsorted
                 || names::are_surely_distinct(file_count, files().map(|file| file.parts())))

@@ -9,6 +9,7 @@ mod files;
 mod info;
 mod list;
 pub mod names;
+mod notes;
 mod read;
 mod tree;
 
@@ -20,6 +21,7 @@ use thiserror::Error;
 pub use self::files::{FileEntry, Files};
 use self::info::Fields;
 pub use self::info::{Info, truncate};
+pub use self::notes::Note;
 use crate::bencode::{BencodeError, Document, Encoder, KeyOrder, Limits, Value};
 use crate::geometry::{GeometryError, PieceIndex};
 use crate::merkle::{self, Hash};
@@ -82,8 +84,8 @@ pub enum MetainfoError {
     /// Lengths or limits that make no torrent.
     #[error("bad layout: {0}")]
     Geometry(#[from] GeometryError),
-    /// A symbolic link (BEP 47). We never make links that a stranger asked for.
-    #[error("file {file_index} is a symbolic link")]
+    /// A symbolic link that has a length (BEP 47: it is always zero).
+    #[error("file {file_index} is a symbolic link with a length")]
     Symlink {
         /// Position in the list of files.
         file_index: usize,

@@ -20,7 +20,6 @@ pub(super) struct Keys<'a> {
     pub piece_len: Option<Value<'a>>,
     pub pieces: Option<Value<'a>>,
     pub private: Option<Value<'a>>,
-    symlink_path: Option<Value<'a>>,
 }
 
 impl<'a> Keys<'a> {
@@ -38,7 +37,6 @@ impl<'a> Keys<'a> {
                 b"piece length" => &mut keys.piece_len,
                 b"pieces" => &mut keys.pieces,
                 b"private" => &mut keys.private,
-                b"symlink path" => &mut keys.symlink_path,
                 _ => continue,
             };
             *slot = Some(value);
@@ -109,7 +107,7 @@ impl<'a> Reader<'_, 'a> {
                 let file = self.lone_entry()?;
                 let mut geometry = GeometryBuilder::new(self.piece_len, self.kind, 1)?;
                 let mut files = FileTableBuilder::new(1, false);
-                files.push(None, file.executable);
+                files.push_listed(&file, None);
                 geometry.push(file.span())?;
                 let (files, geometry) = (files.finish(true), geometry.finish()?);
                 Ok(Read { files, geometry, are_surely_distinct: true })
@@ -126,13 +124,9 @@ impl<'a> Reader<'_, 'a> {
     /// The one file of a torrent with a `length`.
     fn lone_entry(&self) -> Result<ListEntry<'a>, MetainfoError> {
         let attr = self.keys.attr.map(Attr::of).transpose()?.unwrap_or_default();
-        if attr.symlink || self.keys.symlink_path.is_some() {
-            return Err(MetainfoError::Symlink { file_index: 0 });
-        }
         let len_bytes = need(self.keys.length, "length")?.as_u64();
         let len_bytes = len_bytes.ok_or(MetainfoError::WrongValue { key: "length" })?;
-        let (pad, executable) = (attr.pad, attr.executable);
-        Ok(ListEntry { at: 0, path: None, len_bytes, pad, executable })
+        ListEntry::new(None, None, Some(len_bytes), attr, 0)
     }
 
     /// Checks a path below the torrent's folder; true if it is mapped.
@@ -148,7 +142,7 @@ impl<'a> Reader<'_, 'a> {
         let entries = ListEntries::new(self.bytes, list)?;
         for entry in entries.clone() {
             let entry = entry?;
-            if !entry.pad {
+            if !entry.is_absent() {
                 let is_mapped = self.check(entry.parts())?;
                 distinct.add(&entry, is_mapped);
             }
@@ -181,8 +175,8 @@ impl<'a> Reader<'_, 'a> {
             if let Some(mark) = mark {
                 files.mark_tree(mark);
             }
-            files.push(file.root_at, file.executable);
-            geometry.push(FileSpan { len_bytes: file.len_bytes, pad: false })?;
+            files.push(file.root_at, file.executable, file.link);
+            geometry.push(FileSpan { len_bytes: file.len_bytes, pad: file.link })?;
         }
         let (files, geometry) = (files.finish(is_lone), geometry.finish()?);
         // A tree has no two names alike, unless mapping makes them so.
@@ -205,7 +199,7 @@ impl<'a> Reader<'_, 'a> {
         // Bytes up to the next piece, unless a pad has filled them.
         let mut gap = 0_u64;
         for (file_index, entry) in entries.enumerate() {
-            let entry = entry?;
+            let mut entry = entry?;
             let wrong = |reason| Err(MetainfoError::Hybrid { file_index, reason });
             let mut root_at = None;
             if entry.pad {
@@ -217,12 +211,15 @@ impl<'a> Reader<'_, 'a> {
                 let Some(twin) = twins.next()? else {
                     return wrong("is not in the v2 tree");
                 };
-                let is_alike = match &entry.path {
+                let is_alike = match entry.at {
                     Some(_) => entry.parts().eq(twins.path()),
                     None => twins.path().eq([self.raw_name]),
                 };
                 if !is_alike {
                     return wrong("has another path than in the v2 tree");
+                }
+                if entry.link != twin.link {
+                    return wrong("is a link in one view alone");
                 }
                 if entry.len_bytes != twin.len_bytes {
                     return wrong("has another length than in the v2 tree");
@@ -234,10 +231,12 @@ impl<'a> Reader<'_, 'a> {
                     let tail = entry.len_bytes % self.piece_len;
                     gap = if tail == 0 { 0 } else { self.piece_len - tail };
                 }
-                if entry.path.is_some() {
+                if entry.at.is_some() {
                     is_mapped |= self.check(entry.parts())?;
                 }
                 root_at = twin.root_at;
+                // Where the views differ in this, the one counts that names the listing.
+                entry.executable = twin.executable;
             }
             files.push_listed(&entry, root_at);
             geometry.push(entry.span())?;

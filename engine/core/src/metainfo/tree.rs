@@ -30,6 +30,8 @@ pub(super) struct TreeFile {
     /// Where the 32 bytes of `pieces root` lie; `None` of an empty file.
     pub root_at: Option<u32>,
     pub executable: bool,
+    /// A symbolic link, which has no bytes.
+    pub link: bool,
 }
 
 /// A place in a tree to go on from.
@@ -130,9 +132,11 @@ fn read_file(properties: Value<'_>, file_index: usize) -> Result<TreeFile, Metai
     let (mut len_bytes, mut attr, mut root_at) = (None, Attr::default(), None);
     for (key, value) in properties.as_dict().ok_or(wrong("properties are no dictionary"))? {
         match key {
-            // `symlink path` sorts behind it.
             b"attr" => attr = Attr::of(value)?,
-            b"length" => len_bytes = value.as_u64(),
+            b"length" => {
+                let length = value.as_u64();
+                len_bytes = Some(length.ok_or(wrong("a length is no number from 0 up"))?);
+            }
             b"pieces root" => {
                 let root = value.as_bytes().filter(|root| root.len() == 32);
                 let root = root.ok_or(wrong("a pieces root has not 32 bytes"))?;
@@ -141,12 +145,12 @@ fn read_file(properties: Value<'_>, file_index: usize) -> Result<TreeFile, Metai
                 }
                 root_at = Some((value.span().end - root.len()) as u32);
             }
-            b"symlink path" => attr.symlink = true,
             _ => {}
         }
     }
-    let len_bytes = len_bytes.ok_or(wrong("a file has no length"))?;
-    if attr.symlink {
+    // BEP 47: a link has no length, or zero.
+    let len_bytes = len_bytes.or(attr.symlink.then_some(0)).ok_or(wrong("a file has no length"))?;
+    if attr.symlink && len_bytes > 0 {
         return Err(MetainfoError::Symlink { file_index });
     }
     if attr.pad {
@@ -155,5 +159,5 @@ fn read_file(properties: Value<'_>, file_index: usize) -> Result<TreeFile, Metai
     if root_at.is_some() != (len_bytes > 0) {
         return Err(wrong("a pieces root is there although the file is empty, or the other way"));
     }
-    Ok(TreeFile { len_bytes, root_at, executable: attr.executable })
+    Ok(TreeFile { len_bytes, root_at, executable: attr.executable, link: attr.symlink })
 }

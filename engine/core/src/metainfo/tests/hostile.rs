@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::geometry::GeometryError;
+use crate::metainfo::names::RelPath;
 
 const ROOT: [u8; 32] = [0x52; 32];
 
@@ -353,4 +354,86 @@ fn what_stands_around_the_info_is_optional_and_bounded() {
     assert_eq!(Metainfo::parse(b"le").err(), Some(MetainfoError::WrongValue { key: "" }));
     let huge = vec![b'l'; INFO_LEN_MAX + 1];
     assert!(matches!(Info::parse(&huge).err(), Some(MetainfoError::InfoTooLong { .. })));
+}
+
+/// BEP 47: what a link points to is nobody's business here; it has no bytes and lies on no disk.
+#[test]
+fn links_are_left_out_and_said() {
+    let link: Entry = (&[b"b"], 0, b"l");
+    let metainfo = Metainfo::from_info(v1(vec![A, link, C], 2).parse().unwrap());
+    let info = metainfo.info();
+    let on_disk: Vec<String> =
+        info.files().filter(|file| !file.pad).map(|file| file.path().to_string()).collect();
+    assert_eq!(on_disk, ["t/a", "t/c"]);
+    assert_eq!((info.geometry().total_len(), info.files().len()), (16_394, 3));
+    assert_eq!(metainfo.notes(), [Note::Links { count: 1 }]);
+    // Nor does it clash with a file of its name.
+    assert!(v1(vec![B, link, A], 1).parse().is_ok());
+    let linked = v1(vec![A, (&[b"b"], 1, b"l")], 1).refused();
+    assert_eq!(linked, MetainfoError::Symlink { file_index: 1 });
+
+    // A length of zero may be left out, and so may the path of a pad; but not the other way round.
+    let list = |entry: &str| {
+        let files = format!("d6:lengthi10e4:pathl1:aee{entry}");
+        let rest = "e4:name1:t12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
+        Info::parse(format!("d5:filesl{files}{rest}").as_bytes()).map(|info| info.files().len())
+    };
+    assert_eq!(list("d4:attr1:l4:pathl1:be12:symlink pathl2:..1:aee"), Ok(2));
+    assert_eq!(list("d4:attr1:p6:lengthi7ee"), Ok(2));
+    assert_eq!(list("d4:pathl1:bee"), Err(MetainfoError::Missing { key: "length" }));
+    assert_eq!(list("d6:lengthi7ee"), Err(MetainfoError::Missing { key: "path" }));
+    // Without the letter a target means nothing.
+    assert_eq!(list("d6:lengthi7e4:pathl1:be12:symlink pathl1:aee"), Ok(2));
+
+    let in_tree = b"d0:d4:attr1:l12:symlink pathl1:aeee";
+    let tree = tree_with(&[(b"a", leaf(10, Some(&ROOT))), (b"b", in_tree.to_vec())]);
+    let info = v2(&tree).parse().unwrap();
+    assert_eq!((info.link_count(), info.files().filter(|file| !file.pad).count()), (1, 1));
+    // Both views must know it for one.
+    let both =
+        |attr| Parts { tree: Some(tree.clone()), ..hybrid(vec![A, PAD_A, (&[b"b"], 0, attr)], 1) };
+    assert_eq!(both(b"l").parse().map(|info| info.link_count()), Ok(1));
+    let reason = "is a link in one view alone";
+    assert_eq!(both(b"").refused(), MetainfoError::Hybrid { file_index: 2, reason });
+}
+
+#[test]
+fn what_is_odd_is_said() {
+    let clash =
+        v1(vec![(&[b"Read me"], 1, b""), (&[b"other"], 1, b""), (&[b"READ ME"], 1, b"")], 1);
+    let [first, second] = ["t/READ ME", "t/Read me"]
+        .map(|path| RelPath::new(path.split('/').map(str::as_bytes)).unwrap());
+    let notes = Metainfo::from_info(clash.parse().unwrap()).notes();
+    let (one, other) = (
+        Note::CaseClash { first: first.clone(), second: second.clone() },
+        Note::CaseClash { first: second, second: first },
+    );
+    assert!(notes == [one] || notes == [other], "{notes:?}");
+    let unsorted = [b"d4:info", &v1(vec![A], 1).encode()[..], b"8:announce3:urle"].concat();
+    let notes = Metainfo::parse(&unsorted).unwrap().notes();
+    assert_eq!(notes, [Note::UnsortedKeys { offset: unsorted.len() - 16 }]);
+    assert!(notes[0].to_string().contains("out of order"));
+}
+
+/// A file that was parsed and not changed comes out as it went in, whatever stands around the info
+/// dictionary and in whatever order; of one that was changed, what we do not know stays too.
+#[test]
+fn a_torrent_comes_out_byte_for_byte() {
+    let info = v1(vec![A], 1).encode();
+    for (before, after) in
+        [("", "8:announce3:url"), ("1:zi-7e", "4:infp0:"), ("4:abcdli1ee", "8:url-list3:url")]
+    {
+        let bytes = [b"d", before.as_bytes(), b"4:info", &info, after.as_bytes(), b"e"].concat();
+        let mut metainfo = Metainfo::parse(&bytes).unwrap();
+        assert_eq!(metainfo.encode(), bytes);
+        assert_eq!(Metainfo::from_bytes(bytes.clone()).unwrap().encode(), bytes);
+        metainfo.set_comment(Some("new".to_owned()));
+        let changed = Metainfo::parse(&metainfo.encode()).unwrap();
+        assert_eq!((changed.comment(), changed.first_unsorted()), (Some("new"), None));
+        assert_eq!(changed.info().raw(), metainfo.info().raw());
+        let foreign = metainfo.encode();
+        for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+            assert!(foreign.windows(part.len()).any(|window| window == part.as_bytes()), "{part}");
+        }
+    }
 }
