@@ -261,7 +261,7 @@ where
             Ok(digests) => (judge(self.metainfo.borrow(), piece, digests), None),
             Err(Absent::Missing) => (PieceState::Missing, None),
             Err(Absent::Unreadable { file, error }) => {
-                let (path, why) = (self.path(*file).into(), error.to_string());
+                let (path, why) = (self.path(*file), error.to_string());
                 (PieceState::Unreadable, Some(Unread { piece: raw, path, why }))
             }
         };
