@@ -291,7 +291,8 @@ impl Geometry {
     /// Lays out files in torrent space.
     ///
     /// `files` is the list as the torrent gives it: for `V1` and `Hybrid` with explicit pads, for
-    /// `V2` the files of the tree, where the gaps up to the next piece are implied.
+    /// `V2` the files of the tree, where the gaps up to the next piece are implied. So is the one behind
+    /// the last file: libtorrent 2.0 asks for whole blocks there as everywhere.
     ///
     /// # Errors
     /// A [`GeometryError`] when a limit or an alignment rule is broken.

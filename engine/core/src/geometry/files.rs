@@ -151,7 +151,11 @@ impl GeometryBuilder {
             return Err(GeometryError::Empty);
         }
         let piece_len = self.piece_len;
-        let piece_count = self.end.div_ceil(u64::from(piece_len));
+        let total_len = match self.kind {
+            Kind::V2 => self.end.next_multiple_of(u64::from(piece_len)),
+            Kind::V1 | Kind::Hybrid => self.end,
+        };
+        let piece_count = total_len.div_ceil(u64::from(piece_len));
         let piece_count = u32::try_from(piece_count)
             .ok()
             .filter(|&count| count <= PIECE_COUNT_MAX)
@@ -160,7 +164,7 @@ impl GeometryBuilder {
             kind: self.kind,
             piece_len,
             piece_count,
-            total_len: self.end,
+            total_len,
             payload_len: self.payload_len,
             extent_count: 0,
             extents_per_piece: piece_len.div_ceil(EXTENT_LEN_MAX),

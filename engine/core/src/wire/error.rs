@@ -38,15 +38,15 @@ pub enum LinkError {
     #[error("peer broke the extension protocol")]
     Extension(#[from] ExtensionError),
     /// A piece or block that the torrent does not have.
-    #[error("peer named what the torrent does not have")]
+    #[error("peer named what the torrent does not have: {0}")]
     Geometry(#[from] GeometryError),
     /// A bitfield that does not fit the torrent.
     #[error("peer sent a wrong bitfield")]
     Bitfield(#[from] BitfieldError),
-    /// A bitfield, have-all or have-none after the peer had already said what it has.
+    /// A have-all or have-none after the peer had already said what it has.
     #[error("peer said twice what it has")]
     AvailabilityTwice,
-    /// A bitfield, have-all or have-none after other messages (BEP 3, 6: only the first may be one).
+    /// A have-all or have-none after other messages (BEP 6: only the first may be one).
     #[error("peer said what it has behind other messages")]
     AvailabilityLate,
     /// A block that was never asked for.

@@ -11,6 +11,9 @@ use super::{
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, GeometryError, PIECE_COUNT_MAX};
 
+/// Length of a have on the wire, in bytes (BEP 3).
+const HAVE_MESSAGE_LEN: usize = 9;
+
 impl Channel {
     /// Takes in any message but `piece`.
     pub(in super::super) fn handle_message(
@@ -36,6 +39,9 @@ impl Channel {
                 if std::mem::replace(&mut self.peer_interested, false) {
                     self.events.push_back(ChannelEvent::NotInterested);
                 }
+            }
+            Message::Bitfield(bytes) if self.has_spoken || self.availability_said => {
+                self.handle_late_bitfield(now, bytes)?;
             }
             Message::Bitfield(bytes) => self.handle_availability(Err(bytes))?,
             Message::HaveAll => self.handle_availability(Ok(true))?,
@@ -161,6 +167,35 @@ impl Channel {
             Err(bytes) => Bitfield::from_wire(bytes, count)?,
         });
         self.events.push_back(ChannelEvent::Availability);
+        Ok(())
+    }
+
+    /// A bitfield in the middle of the conversation. BEP 3 has it only as the first message, but aria2
+    /// (seen: 1.36) sends one wherever it is shorter than the haves it stands for. So it is read as
+    /// those haves: it adds pieces and takes none away. One that is longer than its news would be as
+    /// haves counts as a useless have, so that nobody makes us read long bitfields for nothing.
+    fn handle_late_bitfield(&mut self, now: Instant, bytes: &[u8]) -> Result<(), LinkError> {
+        self.count_chatter(now)?;
+        let Some(geometry) = &self.config.geometry else {
+            if !matches!(self.raw.first, Some(Ok(true))) {
+                self.availability_said = true;
+                self.raw.first = Some(Err(bytes.to_vec()));
+            }
+            return Ok(());
+        };
+        let count = geometry.piece_count();
+        let said = Bitfield::from_wire(bytes, count)?;
+        let has = self.peer_has.get_or_insert_with(|| Bitfield::new(count));
+        let before = has.count();
+        has.or_with(&said);
+        let news = has.count() - before;
+        let is_first = !std::mem::replace(&mut self.availability_said, true);
+        if news > 0 || is_first {
+            self.events.push_back(ChannelEvent::Availability);
+        }
+        if (news as usize) * HAVE_MESSAGE_LEN < bytes.len() {
+            self.count_useless_have()?;
+        }
         Ok(())
     }
 
