@@ -1,6 +1,7 @@
 //! What a figure must say about where it was measured.
 
 use std::fs;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -35,6 +36,55 @@ impl Machine {
         }
     }
 }
+
+/// Seconds that all cores together were not idle since the machine started (`proc_stat(5)`).
+pub fn busy_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().next().unwrap_or_default();
+    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, irq, softirq: neither idle, iowait, what the host took, nor guests again.
+    [0, 1, 2, 5, 6].iter().filter_map(|&at| fields.get(at)).sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// What the machine does by itself: the control that its busy seconds are judged by.
+#[derive(Clone, Copy)]
+pub struct Others {
+    /// Cores that others keep busy while this process sleeps.
+    cores: f64,
+}
+
+impl Others {
+    /// With more than this on the cores, what others would have done in a time says nothing of what
+    /// they did: they had to share.
+    const CORES_MAX: f64 = 0.25;
+
+    /// Looks for two seconds.
+    pub fn look() -> Others {
+        const CONTROL: Duration = Duration::from_secs(2);
+        let before = busy_seconds();
+        std::thread::sleep(CONTROL);
+        Others { cores: (busy_seconds() - before) / CONTROL.as_secs_f64() }
+    }
+
+    /// What is left of the machine's busy seconds for us after `wall` seconds; not a number where
+    /// nobody can tell.
+    pub fn less(self, busy: f64, wall: f64) -> f64 {
+        if self.cores > Others::CORES_MAX { f64::NAN } else { busy - self.cores * wall }
+    }
+
+    /// What a reader must know to judge the machine's seconds.
+    pub fn note(self) -> String {
+        let cores = self.cores;
+        if cores > Others::CORES_MAX {
+            format!("others kept {cores:.2} cores busy: the machine's seconds are left out")
+        } else {
+            format!("others kept {cores:.2} cores busy: taken off the machine's seconds")
+        }
+    }
+}
+
+/// `USER_HZ`, which is 100 on every architecture that we build for.
+pub const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Binds the calling thread to one core, so that the scheduler's moves are not measured. Where that
 /// is not allowed the thread stays free.

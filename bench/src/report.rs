@@ -20,7 +20,7 @@ pub struct Figure {
     /// Processor seconds of the process per GiB, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_seconds_per_gib: Option<f64>,
-    /// Seconds that the whole machine was busy meanwhile, per GiB, whoever kept it so.
+    /// Seconds that the whole machine was busy meanwhile, per GiB, less what it was without us.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine_seconds_per_gib: Option<f64>,
 }

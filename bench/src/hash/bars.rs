@@ -3,9 +3,9 @@
 use ringseed_sys::hash::{Algo, Rung, Sha256Digest, merkle, registers};
 use sha2::Digest as _;
 
-use super::timing::{Batch, Clock, Place, Timing, noise, timed};
+use super::timing::{Batch, Clock, Place, Sample, Timing, noise, timed};
 use super::{KIB, MIB, compare, contenders, size_text};
-use crate::report::{Bar, Figure, Report};
+use crate::report::{Bar, Report};
 
 /// Measures everything that has a bar. The tree has `tree_len_bytes` of leaves.
 pub fn measure(timing: &Timing, tree_len_bytes: usize, report: &mut Report) {
@@ -91,8 +91,8 @@ fn unequal_lengths(timing: &Timing, report: &mut Report) {
         let turns = timing
             .in_turns(2, |who| timing.hash_once(&ours, if who == 0 { &unequal } else { &equal }));
         let shape = format!("{}, {} messages, DRAM, 1 core", algo.name(), unequal.len());
-        let random = Figure::new(&shape, "random lengths to 4 MiB", &turns[0]);
-        let same = Figure::new(&shape, "2 MiB each", &turns[1]);
+        let random = turns[0].figure(&shape, "random lengths to 4 MiB");
+        let same = turns[1].figure(&shape, "2 MiB each");
         let ratio = random.bytes_per_second / same.bytes_per_second;
         report.figures.extend([random, same]);
         let what = format!("{}, random lengths against equal ones", algo.name());
@@ -126,8 +126,8 @@ fn soiled_registers(timing: &Timing, report: &mut Report) {
                 rate
             });
             let shape = format!("{}, 16 x 16 KiB, L2, 1 core, {rung}", algo.name());
-            let soiled = Figure::new(&shape, "dirty upper halves", &turns[0]);
-            let clean = Figure::new(&shape, "clean", &turns[1]);
+            let soiled = turns[0].figure(&shape, "dirty upper halves");
+            let clean = turns[1].figure(&shape, "clean");
             worst = worst.max(clean.bytes_per_second / soiled.bytes_per_second - 1.0);
             report.figures.extend([soiled, clean]);
         }
@@ -147,8 +147,8 @@ fn all_cores(timing: &Timing, report: &mut Report) {
         let batch = Batch { place: Place::Memory, len_bytes, count: 16 };
         let turns = timing.scaling(batch, cores, &contenders::ours(algo));
         let shape = format!("{}, 16 x {}, DRAM", algo.name(), size_text(len_bytes));
-        let one = Figure::new(&format!("{shape}, 1 core"), "ringseed", &turns[0]);
-        let all = Figure::new(&format!("{shape}, {cores} cores"), "ringseed", &turns[1]);
+        let one = turns[0].figure(&format!("{shape}, 1 core"), "ringseed");
+        let all = turns[1].figure(&format!("{shape}, {cores} cores"), "ringseed");
         let gain = all.bytes_per_second / one.bytes_per_second;
         report.figures.extend([one, all]);
         // The bar is set for two cores; more share caches and memory in ways it says nothing about.
@@ -207,13 +207,14 @@ fn tree(timing: &Timing, len_bytes: usize, report: &mut Report) {
         if who == 0 {
             inner_shares.push((ended - inner).as_secs_f64() / took.as_secs_f64());
         }
-        (leaf_count * merkle::LEAF_LEN_BYTES) as f64 / took.as_secs_f64()
+        let bytes = (leaf_count * merkle::LEAF_LEN_BYTES) as f64;
+        Sample { rate: bytes / took.as_secs_f64(), bytes }
     });
     assert_eq!(roots[0], roots[1], "the trees have one root");
     let size = leaf_count * merkle::LEAF_LEN_BYTES / MIB;
     let shape = format!("tree of BEP 52 over {size} MiB, DRAM, 1 core");
-    let ours = Figure::new(&shape, "ringseed", &turns[0]);
-    let crates = Figure::new(&shape, "sha2 crate", &turns[1]);
+    let ours = turns[0].figure(&shape, "ringseed");
+    let crates = turns[1].figure(&shape, "sha2 crate");
     let ratio = ours.bytes_per_second / crates.bytes_per_second;
     report.figures.extend([ours, crates]);
     inner_shares.sort_by(f64::total_cmp);

@@ -46,6 +46,7 @@ pub fn run(options: &Options) -> Report {
     report.notes.extend(hash::table().to_string().lines().skip(1).map(str::to_owned));
     report.notes.push("one core: bytes per second of its processor time".into());
     let timing = Timing::new(options.turns, options.turn_ms);
+    report.notes.push(timing.others().note());
     if !options.bars_only {
         roof(&timing, &mut report);
         grid(&timing, &mut report);
@@ -59,11 +60,8 @@ fn roof(timing: &Timing, report: &mut Report) {
     for place in Place::ALL {
         for cores in timing.core_counts() {
             let turns = timing.read(place, cores);
-            report.figures.push(Figure::new(
-                &format!("memory read, {}, {}", place.name(), core_text(cores)),
-                "plain loop",
-                &turns,
-            ));
+            let shape = format!("memory read, {}, {}", place.name(), core_text(cores));
+            report.figures.push(turns.figure(&shape, "plain loop"));
         }
     }
 }
@@ -110,7 +108,7 @@ fn compare(
     let figures: Vec<Figure> = contenders
         .iter()
         .zip(&turns)
-        .map(|(contender, turns)| Figure::new(&shape, contender.name, turns))
+        .map(|(contender, turns)| turns.figure(&shape, contender.name))
         .collect();
     let medians = figures.iter().map(|figure| figure.bytes_per_second).collect();
     report.figures.extend(figures);

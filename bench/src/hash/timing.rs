@@ -7,7 +7,8 @@ use ringseed_sys::hash::{Algo, registers};
 
 use super::contenders::{self, Buffers, Contender};
 use super::{KIB, MIB};
-use crate::machine;
+use crate::machine::{self, Others};
+use crate::report::Figure;
 
 /// Where the data lies while it is hashed.
 #[derive(Clone, Copy, PartialEq)]
@@ -57,6 +58,8 @@ pub struct Batch {
 #[derive(Clone, Copy)]
 pub enum Clock {
     Core,
+    /// All threads of this process.
+    Process,
     Wall,
 }
 
@@ -64,10 +67,39 @@ impl Clock {
     pub fn now(self) -> Duration {
         let id = match self {
             Clock::Core => rustix::time::ClockId::ThreadCPUTime,
+            Clock::Process => rustix::time::ClockId::ProcessCPUTime,
             Clock::Wall => rustix::time::ClockId::Monotonic,
         };
         let time = rustix::time::clock_gettime(id);
         Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+}
+
+/// What was done in one turn of one contender.
+#[derive(Clone, Copy)]
+pub struct Sample {
+    /// Bytes per second of the clock in use, over all cores.
+    pub rate: f64,
+    /// Bytes.
+    pub bytes: f64,
+}
+
+/// The turns of one contender, and what they cost.
+#[derive(Clone, Default)]
+pub struct Turns {
+    /// Bytes per second, turn by turn.
+    pub rates: Vec<f64>,
+    bytes: f64,
+    /// Seconds: of processor time of this process, and of the whole machine less others.
+    process: f64,
+    machine: f64,
+}
+
+impl Turns {
+    /// Medians for the table.
+    pub fn figure(&self, shape: &str, who: &str) -> Figure {
+        let gib = self.bytes / (1u64 << 30) as f64;
+        Figure::new(shape, who, &self.rates).with_cpu(self.process / gib, self.machine / gib)
     }
 }
 
@@ -76,6 +108,7 @@ pub struct Timing {
     turns: usize,
     turn: Duration,
     cores: Vec<usize>,
+    others: Others,
     /// As much as one core goes through in memory, for each core.
     data: Vec<Vec<u8>>,
 }
@@ -101,7 +134,14 @@ impl Timing {
         machine::pin_to_core(cores[0]);
         let len_bytes = Place::Memory.len_bytes();
         let data = (0..cores.len()).map(|core| noise(len_bytes, core as u64)).collect();
-        Timing { turns: turns.max(1), turn: Duration::from_millis(turn_ms.max(1)), cores, data }
+        let turn = Duration::from_millis(turn_ms.max(1));
+        let others = Others::look();
+        Timing { turns: turns.max(1), turn, cores, others, data }
+    }
+
+    /// What others did before the first turn.
+    pub fn others(&self) -> Others {
+        self.others
     }
 
     /// One core, and all of them where there are several.
@@ -121,14 +161,14 @@ impl Timing {
         &self.data[0]
     }
 
-    /// Rates of each contender, turn by turn, in bytes per second over all cores.
+    /// The turns of each contender.
     pub fn hash(
         &self,
         algo: Algo,
         batch: Batch,
         cores: usize,
         contenders: &[Contender],
-    ) -> Vec<Vec<f64>> {
+    ) -> Vec<Turns> {
         let batches: Vec<Vec<Vec<&[u8]>>> =
             (0..cores).map(|core| self.batches(core, batch)).collect();
         contenders::check(contenders, algo, &batches[0][0]);
@@ -140,8 +180,8 @@ impl Timing {
         })
     }
 
-    /// Rates of one contender on one core and on `cores`, turn by turn.
-    pub fn scaling(&self, batch: Batch, cores: usize, contender: &Contender) -> Vec<Vec<f64>> {
+    /// The turns of one contender on one core and on `cores`.
+    pub fn scaling(&self, batch: Batch, cores: usize, contender: &Contender) -> Vec<Turns> {
         let batches: Vec<Vec<Vec<&[u8]>>> =
             (0..cores).map(|core| self.batches(core, batch)).collect();
         self.in_turns(2, |who| {
@@ -151,8 +191,8 @@ impl Timing {
         })
     }
 
-    /// Rates of reading memory, turn by turn, in bytes per second over all cores.
-    pub fn read(&self, place: Place, cores: usize) -> Vec<f64> {
+    /// The turns of reading memory.
+    pub fn read(&self, place: Place, cores: usize) -> Turns {
         let mut turns = self.in_turns(1, |_| {
             self.on_cores(cores, |core| {
                 let data = &self.data[core][..place.len_bytes()];
@@ -167,21 +207,29 @@ impl Timing {
 
     /// Calls `measure` for `0..count` one after another, as many times as there are turns, so that a
     /// change of the clock or a neighbour meets everyone. The first round only warms up.
-    pub fn in_turns(&self, count: usize, mut measure: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
-        let mut turns = vec![Vec::with_capacity(self.turns); count];
+    pub fn in_turns(&self, count: usize, mut measure: impl FnMut(usize) -> Sample) -> Vec<Turns> {
+        let mut turns = vec![Turns::default(); count];
         for turn in 0..=self.turns {
             for (who, turns) in turns.iter_mut().enumerate() {
-                let rate = measure(who);
-                if turn > 0 {
-                    turns.push(rate);
+                let (wall, process) = (Clock::Wall.now(), Clock::Process.now());
+                let busy = machine::busy_seconds();
+                let sample = measure(who);
+                if turn == 0 {
+                    continue;
                 }
+                let busy = machine::busy_seconds() - busy;
+                let wall = (Clock::Wall.now() - wall).as_secs_f64();
+                turns.rates.push(sample.rate);
+                turns.bytes += sample.bytes;
+                turns.process += (Clock::Process.now() - process).as_secs_f64();
+                turns.machine += self.others.less(busy, wall);
             }
         }
         turns
     }
 
-    /// Rate of one contender over given messages, called again and again for one turn.
-    pub fn hash_once(&self, contender: &Contender, messages: &[&[u8]]) -> f64 {
+    /// One contender over given messages, called again and again for one turn.
+    pub fn hash_once(&self, contender: &Contender, messages: &[&[u8]]) -> Sample {
         let mut buffers = Buffers::default();
         let len_bytes = messages.iter().map(|message| message.len()).sum();
         timed(Clock::Core, self.turn, || {
@@ -197,8 +245,8 @@ impl Timing {
         messages.chunks_exact(batch.count).map(<[&[u8]]>::to_vec).collect()
     }
 
-    /// Runs `work`, which gives a rate, on so many cores at once; the sum of the rates.
-    fn on_cores(&self, cores: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    /// Runs `work` on so many cores at once; the sum of what they did.
+    fn on_cores(&self, cores: usize, work: impl Fn(usize) -> Sample + Sync) -> Sample {
         if cores == 1 {
             return work(0);
         }
@@ -214,7 +262,11 @@ impl Timing {
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+            let none = Sample { rate: 0.0, bytes: 0.0 };
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).fold(
+                none,
+                |sum, one| Sample { rate: sum.rate + one.rate, bytes: sum.bytes + one.bytes },
+            )
         })
     }
 }
@@ -225,7 +277,7 @@ fn clock_for(cores: usize) -> Clock {
 }
 
 /// Hashes batch after batch for about `turn`.
-fn hash_for(clock: Clock, batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> f64 {
+fn hash_for(clock: Clock, batches: &[Vec<&[u8]>], contender: &Contender, turn: Duration) -> Sample {
     let mut buffers = Buffers::default();
     let mut at = 0;
     timed(clock, turn, || {
@@ -236,15 +288,16 @@ fn hash_for(clock: Clock, batches: &[Vec<&[u8]>], contender: &Contender, turn: D
     })
 }
 
-/// Calls `step`, which gives a count of bytes, for about `turn` of `clock`; bytes per second.
-pub fn timed(clock: Clock, turn: Duration, mut step: impl FnMut() -> usize) -> f64 {
+/// Calls `step`, which gives a count of bytes, for about `turn` of `clock`.
+pub fn timed(clock: Clock, turn: Duration, mut step: impl FnMut() -> usize) -> Sample {
     let started = clock.now();
     let mut bytes = 0;
     loop {
         bytes += step();
         let took = clock.now() - started;
         if took >= turn {
-            return bytes as f64 / took.as_secs_f64();
+            let bytes = bytes as f64;
+            return Sample { rate: bytes / took.as_secs_f64(), bytes };
         }
     }
 }

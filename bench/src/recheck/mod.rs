@@ -10,6 +10,7 @@ use clap::Args;
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 
+use crate::machine::Others;
 use crate::report::{Bar, Figure, Report};
 use data::{Data, LISTING_LEN};
 use programs::{Programs, Turn};
@@ -55,8 +56,10 @@ pub fn run(options: &Options) -> Report {
     };
     let programs = Programs::find(options.ringseed.clone());
     report.notes.extend(programs.missing.iter().cloned());
-    report.notes.push(idle_note());
-    let mut bench = Bench { data: &data, programs: &programs, turns: options.turns, report };
+    let others = Others::look();
+    report.notes.push(others.note());
+    let mut bench =
+        Bench { data: &data, programs: &programs, turns: options.turns, others, report };
     bench.warm(Kind::V1, 0.20, 0.15);
     bench.warm(Kind::V2, 0.33, 0.27);
     bench.cold();
@@ -65,18 +68,11 @@ pub fn run(options: &Options) -> Report {
     bench.report
 }
 
-/// How busy the machine was without us, so that its busy seconds can be judged.
-fn idle_note() -> String {
-    let before = programs::machine_busy();
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    let busy = (programs::machine_busy() - before) / 2.0;
-    format!("others kept {busy:.2} cores busy before the start; load is in every figure")
-}
-
 struct Bench<'a> {
     data: &'a Data,
     programs: &'a Programs,
     turns: usize,
+    others: Others,
     report: Report,
 }
 
@@ -269,7 +265,8 @@ impl Bench<'_> {
             let gib = bytes as f64 / GIB;
             let rates: Vec<f64> = turns.iter().map(|turn| bytes as f64 / turn.wall).collect();
             let cpu = median(turns.iter().map(|turn| turn.cpu / gib));
-            let busy = median(turns.iter().map(|turn| turn.busy / gib));
+            let busy =
+                median(turns.iter().map(|turn| self.others.less(turn.busy, turn.wall) / gib));
             let figure = Figure::new(shape, name, &rates).with_cpu(cpu, busy);
             let median = Median { rate: figure.bytes_per_second, cpu_per_gib: cpu };
             self.report.figures.push(figure);

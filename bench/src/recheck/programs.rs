@@ -10,6 +10,7 @@ use ringseed_core::metainfo::Metainfo;
 use serde_json::Value;
 
 use super::data::{Data, PIECE_LEN, kind_name};
+use crate::machine::{TICKS_PER_SECOND, busy_seconds};
 use ringseed_core::geometry::Kind;
 
 /// One run of a program.
@@ -245,11 +246,11 @@ fn complete(is_complete: bool, turn: Turn) -> Result<Turn, String> {
 /// Runs a program to its end; what it took, and what it printed.
 fn run(command: &mut Command) -> Result<(Turn, String), String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let (cpu, busy, started) = (children_cpu(), machine_busy(), Instant::now());
+    let (cpu, busy, started) = (children_cpu(), busy_seconds(), Instant::now());
     let output =
         command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;
     let wall = started.elapsed().as_secs_f64();
-    let turn = Turn { wall, cpu: children_cpu() - cpu, busy: machine_busy() - busy };
+    let turn = Turn { wall, cpu: children_cpu() - cpu, busy: busy_seconds() - busy };
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{name}: {}: {}", output.status, text.trim()));
@@ -270,15 +271,3 @@ fn children_cpu() -> f64 {
         .sum::<f64>()
         / TICKS_PER_SECOND
 }
-
-/// Seconds that all cores together were not idle since the machine started (`proc_stat(5)`).
-pub fn machine_busy() -> f64 {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line = stat.lines().next().unwrap_or_default();
-    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    // user, nice, system, irq, softirq: neither idle, iowait, what the host took, nor guests again.
-    [0, 1, 2, 5, 6].iter().filter_map(|&at| fields.get(at)).sum::<f64>() / TICKS_PER_SECOND
-}
-
-/// `USER_HZ`, which is 100 on every architecture that we build for.
-const TICKS_PER_SECOND: f64 = 100.0;
