@@ -7,6 +7,7 @@
 mod abci;
 mod hash;
 mod machine;
+mod parse;
 mod recheck;
 mod report;
 
@@ -32,6 +33,8 @@ enum Workload {
     Hash(hash::Options),
     /// The socket of a CometBFT daemon: latency, big blocks, checks, blocks per second.
     Abci(abci::Options),
+    /// Parsing v1 torrents of many pieces and of many files, beside libtorrent's parser.
+    Parse(parse::Options),
     /// Checking files against torrents and making torrents of files, beside other clients.
     Recheck(recheck::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let report = match &cli.workload {
         Workload::Hash(options) => hash::run(options),
+        Workload::Parse(options) => parse::run(options),
         Workload::Recheck(options) => recheck::run(options),
         Workload::Abci(options) => abci::run(options),
     };

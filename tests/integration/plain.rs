@@ -78,6 +78,23 @@ fn check_accepts_what_hash_described_and_names_what_was_damaged() {
     }
 }
 
+/// Old v1 torrents have keys out of order. They are used as they are, and it is said.
+#[test]
+fn what_is_odd_about_a_torrent_is_said() {
+    let scratch = Scratch::new("plain");
+    let file = scratch.join("source/file.bin");
+    write_file(&file, 100_000, 7);
+    let metainfo = hash(&scratch, &file, &["--v1"]);
+    let torrent = scratch.join("t.torrent");
+    let check = args([&"check", &torrent, &"--data", &scratch.join("source")]);
+    let said = |found: Finished| found.stdout + &found.stderr;
+    assert!(!said(ours(&scratch, &check).expect_code(0)).contains("out of order"));
+    let unsorted = [b"d4:info", metainfo.info().raw(), b"7:comment4:odd!e"].concat();
+    std::fs::write(&torrent, unsorted).expect("writable");
+    let found = said(ours(&scratch, &check).expect_code(0));
+    assert!(found.contains("note:") && found.contains("out of order"), "{found}");
+}
+
 #[test]
 fn hash_is_deterministic_and_leaves_the_source_alone() {
     let scratch = Scratch::new("plain");

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::datatrust::{engine_error, io_driver};
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
-use crate::offline::{describe, read_torrent};
+use crate::offline::{describe, read_torrent, say_notes};
 use crate::progress::{Reporter, Task};
 use crate::{cli, keys, preflight, units, up};
 
@@ -129,6 +129,7 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
     }
     let interrupt = Interrupt::watch()?;
     let metainfo = Arc::new(read_torrent(&args.torrent)?);
+    say_notes(&metainfo, reporter);
     preflight::writable(&args.data)?;
     require_room(&metainfo, &args.data)?;
     let (engine, events) =
@@ -306,6 +307,7 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     }
     let torrents: Vec<Arc<Metainfo>> =
         args.torrents.iter().map(|path| read_torrent(path).map(Arc::new)).collect::<Result<_>>()?;
+    torrents.iter().for_each(|metainfo| say_notes(metainfo, reporter));
     let state = seed_state(&args.data)?;
     let (engine, events) =
         start(&state, Some(args.listen), args.uplink, &args.io_driver, reporter)?;

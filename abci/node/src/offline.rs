@@ -85,6 +85,14 @@ fn warn_of_pads(metainfo: &Metainfo, reporter: Reporter) {
     }
 }
 
+/// Says what is odd about a torrent that is used all the same.
+pub fn say_notes(metainfo: &Metainfo, reporter: Reporter) {
+    for note in metainfo.notes() {
+        let text = format!("note: {}: {note}", metainfo.info().name());
+        reporter.say("torrent", &text, json!({"note": note.to_string()}));
+    }
+}
+
 /// Writes a file whole or not at all.
 fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -156,6 +164,7 @@ pub fn check(args: &cli::Check, reporter: Reporter, print: impl FnOnce(&Value)) 
     match torrents.as_slice() {
         [torrent] => {
             let metainfo = read_torrent(torrent)?;
+            say_notes(&metainfo, reporter);
             if !args.data.is_dir() {
                 return Err(data_missing());
             }

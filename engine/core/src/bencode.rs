@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use self::check::{Checker, Large};
 pub use self::encode::Encoder;
-pub(crate) use self::walk::{DocumentEntries, string_at};
+pub(crate) use self::walk::{DocumentEntries, Strings, string_at};
 pub use self::walk::{Elements, Entries, Value};
 
 /// What a document may cost at most.

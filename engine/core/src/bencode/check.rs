@@ -208,6 +208,25 @@ impl<'a> Checker<'a> {
     /// Canonical decimal digits up to `end`, which is taken too.
     #[inline]
     fn digits(&mut self, end: u8) -> Result<u64, BencodeError> {
+        // The common case without looking for what may be wrong: so few digits cannot overflow.
+        let text = &self.bytes[self.at..];
+        let mut value = 0_u64;
+        for (at, &byte) in text.iter().enumerate().take(18) {
+            let digit = byte.wrapping_sub(b'0');
+            if digit <= 9 {
+                value = value * 10 + u64::from(digit);
+            } else if byte == end && (at == 1 || at > 1 && text[0] != b'0') {
+                self.at += at + 1;
+                return Ok(value);
+            } else {
+                break;
+            }
+        }
+        self.digits_with_care(end)
+    }
+
+    #[cold]
+    fn digits_with_care(&mut self, end: u8) -> Result<u64, BencodeError> {
         let offset = self.at;
         let mut value = 0_u64;
         loop {

@@ -70,6 +70,12 @@ impl<'a> Value<'a> {
         (self.first_byte() == b'l').then_some(Elements { bytes, next })
     }
 
+    /// The elements of a list that has nothing but strings.
+    pub(crate) fn as_strings(&self) -> Option<Strings<'a>> {
+        let are_strings = self.as_list()?.all(|element| element.first_byte().is_ascii_digit());
+        are_strings.then(|| Strings::resume(self.bytes, self.start as usize + 1))
+    }
+
     /// The entries of a dictionary, in the order of the input.
     pub fn as_dict(&self) -> Option<Entries<'a>> {
         let (bytes, next) = (self.bytes, self.start as usize + 1);
@@ -164,12 +170,34 @@ impl<'a> Iterator for Elements<'a> {
 
 impl FusedIterator for Elements<'_> {}
 
-impl<'a> Elements<'a> {
-    /// The elements of a checked list from the one that begins at `next`.
+/// The elements of a list of strings; made by [`Value::as_strings`].
+#[derive(Clone, Debug)]
+pub(crate) struct Strings<'a> {
+    bytes: &'a [u8],
+    next: usize,
+}
+
+impl<'a> Strings<'a> {
+    /// The strings from the one that begins at `next` to the end of their list.
     pub(crate) fn resume(bytes: &'a [u8], next: usize) -> Self {
         Self { bytes, next }
     }
 }
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        (self.bytes[self.next] != b'e').then(|| {
+            let text = string_at(self.bytes, self.next);
+            self.next = text.end;
+            &self.bytes[text]
+        })
+    }
+}
+
+impl FusedIterator for Strings<'_> {}
 
 /// The entries of a dictionary; made by [`Value::as_dict`].
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use super::MetainfoError;
 use super::names;
 use super::tree::Attr;
-use crate::bencode::{Elements, Value, string_at};
+use crate::bencode::{Strings, Value, string_at};
 use crate::geometry::FileSpan;
 
 /// An entry of `files`, or the whole of a torrent with a `length`.
@@ -13,7 +13,7 @@ pub(super) struct ListEntry<'a> {
     pub at: Option<usize>,
     /// The raw components of the path, all strings. `None` of the one file of a torrent with a
     /// `length`, and of pads that have none (BEP 47 does not ask for it).
-    pub path: Option<Elements<'a>>,
+    pub path: Option<Strings<'a>>,
     pub len_bytes: u64,
     pub pad: bool,
     /// A symbolic link, which has no bytes.
@@ -30,7 +30,7 @@ impl<'a> ListEntry<'a> {
     /// Applies the rules of BEP 47 to what an entry says. A link has no length, or zero.
     pub fn new(
         at: Option<usize>,
-        path: Option<Elements<'a>>,
+        path: Result<Option<Strings<'a>>, MetainfoError>,
         len_bytes: Option<u64>,
         attr: Attr,
         file_index: usize,
@@ -42,6 +42,8 @@ impl<'a> ListEntry<'a> {
         }
         let Attr { pad, symlink: link, executable } = attr;
         let pad = pad && !link;
+        // Of a pad the path means nothing, so it may be anything (BEP 47).
+        let path = if pad { path.unwrap_or_default() } else { path? };
         if at.is_some() && path.is_none() && !pad {
             return Err(MetainfoError::Missing { key: "path" });
         }
@@ -50,8 +52,7 @@ impl<'a> ListEntry<'a> {
 
     /// The raw components of the path below the torrent's folder; none of the one file.
     pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        let parts = self.path.clone().into_iter().flatten();
-        parts.filter_map(|part| part.as_bytes())
+        self.path.clone().into_iter().flatten()
     }
 
     pub fn span(&self) -> FileSpan {
@@ -79,9 +80,40 @@ impl<'a> ListEntries<'a> {
         Self { bytes, next, file_index: 0 }
     }
 
+    /// An entry that has a length and a path and nothing else: nearly all are such.
+    fn read_plain(&mut self) -> Option<ListEntry<'a>> {
+        let bytes = self.bytes;
+        let rest = bytes[self.next..].strip_prefix(b"d6:lengthi")?;
+        let mut at = bytes.len() - rest.len();
+        let mut len_bytes = 0_u64;
+        // A sign is none, and eighteen digits fit.
+        let digits_end = at + 18;
+        while bytes[at].is_ascii_digit() && at < digits_end {
+            len_bytes = len_bytes * 10 + u64::from(bytes[at] - b'0');
+            at += 1;
+        }
+        let rest = bytes[at..].strip_prefix(b"e4:pathl")?;
+        let path_at = bytes.len() - rest.len();
+        at = path_at;
+        while bytes[at].is_ascii_digit() {
+            at = string_at(bytes, at).end;
+        }
+        if bytes[at] != b'e' || bytes[at + 1] != b'e' {
+            return None;
+        }
+        let path = Some(Strings::resume(bytes, path_at));
+        let entry_at = std::mem::replace(&mut self.next, at + 2);
+        self.file_index += 1;
+        let (pad, link, executable) = (false, false, false);
+        Some(ListEntry { at: Some(entry_at), path, len_bytes, pad, link, executable })
+    }
+
     fn read(&mut self) -> Result<ListEntry<'a>, MetainfoError> {
+        if let Some(plain) = self.read_plain() {
+            return Ok(plain);
+        }
         let wrong = |key| MetainfoError::WrongValue { key };
-        let (mut path, mut len_bytes, mut attr) = (None, None, Attr::default());
+        let (mut path, mut len_bytes, mut attr) = (Ok(None), None, Attr::default());
         let at = self.next;
         if self.bytes[at] != b'd' {
             return Err(wrong("files"));
@@ -90,39 +122,18 @@ impl<'a> ListEntries<'a> {
         while self.bytes[self.next] != b'e' {
             let key = string_at(self.bytes, self.next);
             self.next = key.end;
-            if &self.bytes[key.clone()] == b"path" {
-                path = Some(self.read_path()?);
-                continue;
-            }
             let value = Value::at(self.bytes, self.next);
             self.next = value.span().end;
             match &self.bytes[key] {
                 b"length" => len_bytes = Some(value.as_u64().ok_or(wrong("length"))?),
-                b"attr" => attr = Attr::of(value)?,
+                b"path" => path = value.as_strings().map(Some).ok_or(wrong("path")),
+                b"attr" => attr = Attr::of(value),
                 _ => {}
             }
         }
         self.next += 1;
         self.file_index += 1;
         ListEntry::new(Some(at), path, len_bytes, attr, self.file_index - 1)
-    }
-
-    /// A list of strings, which is left behind.
-    fn read_path(&mut self) -> Result<Elements<'a>, MetainfoError> {
-        let wrong = MetainfoError::WrongValue { key: "path" };
-        if self.bytes[self.next] != b'l' {
-            return Err(wrong);
-        }
-        self.next += 1;
-        let path = Elements::resume(self.bytes, self.next);
-        while self.bytes[self.next] != b'e' {
-            if !self.bytes[self.next].is_ascii_digit() {
-                return Err(wrong);
-            }
-            self.next = string_at(self.bytes, self.next).end;
-        }
-        self.next += 1;
-        Ok(path)
     }
 }
 
@@ -137,7 +148,7 @@ impl<'a> Iterator for ListEntries<'a> {
 /// Finds out whether all paths of a list differ, without keeping them.
 #[derive(Debug, Default)]
 pub(super) struct Distinct<'a> {
-    last: Option<Elements<'a>>,
+    last: Option<Strings<'a>>,
     /// Some path does not sort behind the one before it: order proves nothing.
     is_unsorted: bool,
     /// Some component is mapped, so that raw bytes prove nothing.
@@ -167,10 +178,10 @@ impl<'a> Distinct<'a> {
 /// Whether a path sorts before another by components, and is no folder of it. In a list where each
 /// path stands so to the next, no two are alike: in the order of components a file stands right
 /// before its namesake, and before the first file below it.
-fn is_before(mut a: Elements<'_>, mut b: Elements<'_>) -> bool {
+fn is_before(mut a: Strings<'_>, mut b: Strings<'_>) -> bool {
     loop {
         let (Some(a), Some(b)) = (a.next(), b.next()) else { return false };
-        match a.as_bytes().cmp(&b.as_bytes()) {
+        match a.cmp(b) {
             std::cmp::Ordering::Less => return true,
             std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Greater => return false,

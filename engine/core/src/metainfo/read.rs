@@ -123,10 +123,10 @@ impl<'a> Reader<'_, 'a> {
 
     /// The one file of a torrent with a `length`.
     fn lone_entry(&self) -> Result<ListEntry<'a>, MetainfoError> {
-        let attr = self.keys.attr.map(Attr::of).transpose()?.unwrap_or_default();
+        let attr = self.keys.attr.map(Attr::of).unwrap_or_default();
         let len_bytes = need(self.keys.length, "length")?.as_u64();
         let len_bytes = len_bytes.ok_or(MetainfoError::WrongValue { key: "length" })?;
-        ListEntry::new(None, None, Some(len_bytes), attr, 0)
+        ListEntry::new(None, Ok(None), Some(len_bytes), attr, 0)
     }
 
     /// Checks a path below the torrent's folder; true if it is mapped.

@@ -389,6 +389,7 @@ fn layers_are_checked_as_they_come() {
 }
 
 mod hostile;
+mod limits;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]

@@ -12,14 +12,14 @@ pub(super) struct Attr {
 }
 
 impl Attr {
-    /// Reads the value of `attr`.
-    pub fn of(attr: Value<'_>) -> Result<Self, MetainfoError> {
-        let attr = attr.as_bytes().ok_or(MetainfoError::WrongValue { key: "attr" })?;
-        Ok(Self {
+    /// Reads the value of `attr`. One that is no string says nothing.
+    pub fn of(attr: Value<'_>) -> Self {
+        let attr = attr.as_bytes().unwrap_or_default();
+        Self {
             pad: attr.contains(&b'p'),
             symlink: attr.contains(&b'l'),
             executable: attr.contains(&b'x'),
-        })
+        }
     }
 }
 
@@ -132,7 +132,7 @@ fn read_file(properties: Value<'_>, file_index: usize) -> Result<TreeFile, Metai
     let (mut len_bytes, mut attr, mut root_at) = (None, Attr::default(), None);
     for (key, value) in properties.as_dict().ok_or(wrong("properties are no dictionary"))? {
         match key {
-            b"attr" => attr = Attr::of(value)?,
+            b"attr" => attr = Attr::of(value),
             b"length" => {
                 let length = value.as_u64();
                 len_bytes = Some(length.ok_or(wrong("a length is no number from 0 up"))?);

@@ -380,6 +380,8 @@ fn links_are_left_out_and_said() {
     };
     assert_eq!(list("d4:attr1:l4:pathl1:be12:symlink pathl2:..1:aee"), Ok(2));
     assert_eq!(list("d4:attr1:p6:lengthi7ee"), Ok(2));
+    assert_eq!(list("d4:attr1:p6:lengthi7e4:pathi7ee"), Ok(2));
+    assert_eq!(list("d6:lengthi7e4:pathi7ee"), Err(MetainfoError::WrongValue { key: "path" }));
     assert_eq!(list("d4:pathl1:bee"), Err(MetainfoError::Missing { key: "length" }));
     assert_eq!(list("d6:lengthi7ee"), Err(MetainfoError::Missing { key: "path" }));
     // Without the letter a target means nothing.
@@ -436,4 +438,38 @@ fn a_torrent_comes_out_byte_for_byte() {
             assert!(foreign.windows(part.len()).any(|window| window == part.as_bytes()), "{part}");
         }
     }
+}
+
+/// Where order proves nothing, hashes of the paths do, and where these are alike, the paths.
+#[test]
+fn clashes_are_found_in_lists_of_any_order() {
+    let take = |paths: &[&str]| {
+        let mut out = Encoder::new();
+        out.dict().key(b"files").list();
+        for path in paths {
+            out.dict().key(b"length").int(1).key(b"path").list();
+            path.split('/').for_each(|part| {
+                out.bytes(part.as_bytes());
+            });
+            out.end().end();
+        }
+        out.end().key(b"name").bytes(b"t").key(b"piece length").int(16_384);
+        out.key(b"pieces").bytes(&[1; 20]).end();
+        Info::from_bytes(out.finish()).map(|info| info.files().len())
+    };
+    assert_eq!(
+        take(&["d2/b", "d10/a", "d1/c", "d2/a", "x", "d10/b", "d1/long name of a file"]),
+        Ok(7)
+    );
+    let duplicate = |path: &str| Err(NameError::Duplicate { path: path.to_owned() }.into());
+    let folder = |path: &str| Err(NameError::FileIsFolder { path: path.to_owned() }.into());
+    assert_eq!(take(&["d2/b", "d10/a", "x", "d2/b"]), duplicate("t/d2/b"));
+    assert_eq!(take(&["z", "d2/b/c", "x", "d2/b"]), folder("t/d2/b"));
+    assert_eq!(take(&["z", "d2/b", "x", "d2/b/c/d"]), folder("t/d2/b"));
+    // In order, but for one that is a file and a folder right behind it.
+    assert_eq!(take(&["a", "b", "b/c", "d"]), folder("t/b"));
+    // Lengths are part of the hash: nothing moves over the border of a component.
+    assert_eq!(take(&["z", "ab/c", "a/bc", "abc", "a/b/c"]), Ok(5));
+    // A mapped name is compared as it is mapped.
+    assert_eq!(take(&["z", "a%5Cb", "a\\b"]), duplicate("t/a%5Cb"));
 }
