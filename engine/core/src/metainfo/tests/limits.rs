@@ -79,7 +79,7 @@ fn a_torrent_has_a_million_files() {
     let take = |count: usize| {
         let mut bytes = b"d5:filesl".to_vec();
         for at in 0..count {
-            bytes.extend(format!("d6:lengthi1e4:pathl7:{at:07}eee").into_bytes());
+            bytes.extend(format!("d6:lengthi1e4:pathl7:{at:07}ee").into_bytes());
         }
         let piece_count = count.div_ceil(16_384);
         let tail = format!("e4:name1:t12:piece lengthi16384e6:pieces{}:", 20 * piece_count);
