@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use thiserror::Error;
@@ -66,6 +67,9 @@ pub struct Config {
     pub limit_loopback: bool,
     /// Payload files held open at most.
     pub open_files_max: u32,
+    /// A complete listing goes cold after so long without a peer: a row and nothing else, until the next
+    /// handshake.
+    pub idle_before_cold: Duration,
     /// A log of the journal is closed, and a checkpoint made of what it and all before it say, when a
     /// start would read more than this (or than the checkpoint itself, if that is longer), in bytes.
     pub journal_log_bytes_max: u64,
@@ -78,6 +82,9 @@ pub struct Config {
 /// Default of [`Config::arena_len_bytes`]: 64 MiB keep a loopback transfer busy and a datatrust's
 /// resident memory well under 160 MiB.
 pub const ARENA_LEN_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Default of [`Config::idle_before_cold`]: peers that reconnect within it find everything ready.
+pub const IDLE_BEFORE_COLD_DEFAULT: Duration = Duration::from_secs(60);
 
 /// Default of [`Config::journal_log_bytes_max`]: 16 MiB are replayed in about 50 ms.
 pub const JOURNAL_LOG_BYTES_MAX_DEFAULT: u64 = 16 << 20;
@@ -136,6 +143,7 @@ impl Config {
             peers_per_ip_max: 8,
             limit_loopback: false,
             open_files_max: 256,
+            idle_before_cold: IDLE_BEFORE_COLD_DEFAULT,
             journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,
             seed: None,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringseed_core::metainfo::{FileEntry, Metainfo};
+use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::dir::DirHandle;
 use rustix::fs::FlockOperation;
@@ -22,9 +22,9 @@ use crate::api::{
 };
 use crate::config::Config;
 use crate::io::{self as drivers, DriverConfig, Running};
-use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::command::{Command, CommandQueue, Counters, KnownMetainfo, NewListing};
 use crate::shard::{Shard, ShardParts};
-use crate::store::{self, StateDir};
+use crate::store::{self, LookedAt, StateDir};
 
 /// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
 /// the last handle is dropped.
@@ -150,18 +150,29 @@ impl Engine {
         }
         // A market names its listings by hash, and whoever offers one is the only one to know it yet:
         // kept before anybody is told, else a restart would have to fetch it from those who ask us.
-        if let Identity::Metainfo(metainfo) = &identity
-            && add.private_to_market
-            && !asked_by_hash
-        {
-            let path = self.inner.state.dir().path().to_path_buf();
-            let failed = |source| EngineError::Io { what: "cannot write in", path, source };
-            self.inner.state.keep_metainfo(metainfo).map_err(failed)?;
-        }
+        let must_last = add.private_to_market && !asked_by_hash;
+        let is_kept = match &identity {
+            Identity::Metainfo(_) if asked_by_hash => true,
+            Identity::Metainfo(metainfo) => {
+                match self.inner.state.keep_metainfo(metainfo, must_last) {
+                    Ok(is_kept) => is_kept,
+                    Err(source) if must_last => {
+                        let path = self.inner.state.dir().path().to_path_buf();
+                        return Err(EngineError::Io { what: "cannot write in", path, source });
+                    }
+                    // It cannot go cold, and that is all.
+                    Err(error) => {
+                        tracing::warn!(%error, "metainfo not kept");
+                        false
+                    }
+                }
+            }
+            _ => false,
+        };
         let root = open_place(&add.place)?;
-        let (is_fresh, bad_files) = match &identity {
-            Identity::Metainfo(metainfo) if !add.known_complete => look_at_files(&root, metainfo),
-            _ => (false, Vec::new()),
+        let LookedAt { is_fresh, bad_files, stamp, changed_ns } = match &identity {
+            Identity::Metainfo(metainfo) => look_at(&root, metainfo),
+            _ => LookedAt::default(),
         };
         let new = NewListing {
             id: ListingId(self.inner.next_id.fetch_add(1, Ordering::Relaxed)),
@@ -171,6 +182,9 @@ impl Engine {
             root: Arc::new(root),
             is_fresh,
             bad_files,
+            is_kept,
+            stamp,
+            changed_ns,
             verify_v1: add.verify_v1,
             known_complete: add.known_complete,
             size_max_bytes: add.size_max_bytes,
@@ -210,7 +224,10 @@ impl Engine {
 
     /// The metainfo of a listing; `None` while it is not known, or for an unknown id.
     pub fn metainfo(&self, id: ListingId) -> Option<Arc<Metainfo>> {
-        self.inner.ask(|answer| Command::Metainfo(id, answer))?
+        match self.inner.ask(|answer| Command::Metainfo(id, answer))?? {
+            KnownMetainfo::Here(metainfo) => Some(metainfo),
+            KnownMetainfo::Kept(hashes) => self.inner.state.load_metainfo(hashes).map(Arc::new),
+        }
     }
 
     /// Where a listing stands; `None` for an unknown id.
@@ -358,19 +375,17 @@ fn open_place(place: &Place) -> Result<DirHandle, EngineError> {
     opened.map_err(|source| EngineError::Io { what, path: place.folder().into(), source })
 }
 
-/// Whether nothing lies under the torrent's root name, so that a check would find nothing, and which
-/// files are missing or have another length than they should.
-fn look_at_files(root: &DirHandle, metainfo: &Metainfo) -> (bool, Vec<u32>) {
-    let is_missing = |path: &Path| matches!(root.metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
-    if is_missing(Path::new(metainfo.info().name())) {
-        return (true, Vec::new());
+/// What the files of a torrent look like. Fresh is only where nothing lies under its root name, so that
+/// a check would find nothing.
+fn look_at(root: &DirHandle, metainfo: &Metainfo) -> LookedAt {
+    let mut found = store::look_at_files(metainfo, |path| {
+        root.metadata(path).ok().map(|it| (it.len_bytes, it.changed_ns))
+    });
+    if found.is_fresh {
+        let at_root = root.metadata(Path::new(metainfo.info().name()));
+        found.is_fresh = at_root.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     }
-    let is_bad = |file: &FileEntry<'_>| {
-        let found = root.metadata(file.path().as_path());
-        !file.pad && !found.is_ok_and(|found| found.len_bytes == file.len_bytes)
-    };
-    let files = metainfo.info().files().enumerate();
-    (false, files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at as u32).collect())
+    found
 }
 
 /// A seed that differs between engines and runs: the standard library keys its hash maps with one.

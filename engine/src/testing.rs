@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::Arena;
 use ringseed_sys::dir::DirHandle;
@@ -16,7 +17,7 @@ use crate::io::sim::{Crash, SimConfig, World};
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
 use crate::shard::{Shard, ShardParts};
 use crate::store::files::{self, name_of};
-use crate::store::{FileKind, RecoveredState, StateDir};
+use crate::store::{self, FileKind, LookedAt, RecoveredState, StateDir};
 
 /// Arena of a simulated node, in bytes: small, so that it runs full.
 const ARENA_LEN_BYTES: usize = 16 << 20;
@@ -117,18 +118,21 @@ impl SimMarket {
             crate::store::parse_kept(bytes.to_vec(), hashes)
         });
         let identity = stored.map_or(add.identity, |found| Identity::Metainfo(Arc::new(found)));
-        let (mut is_fresh, mut bad_files) = (false, Vec::new());
+        let mut found = LookedAt::default();
+        let mut is_kept = false;
         if let Identity::Metainfo(metainfo) = &identity {
-            let files = (0..).zip(metainfo.info().files()).filter(|(_, file)| !file.pad);
-            let len_of = |path: &Path| {
-                self.world.file_content(node, &folder, path).map(|bytes| bytes.len() as u64)
-            };
-            is_fresh = files.clone().all(|(_, file)| len_of(file.path().as_path()).is_none());
-            let is_bad = |file: &ringseed_core::metainfo::FileEntry| {
-                len_of(file.path().as_path()) != Some(file.len_bytes)
-            };
-            bad_files = files.filter(|(_, file)| is_bad(file)).map(|(at, _)| at).collect();
+            let look = |path: &Path| self.world.look_at_file(node, &folder, path);
+            found = store::look_at_files(metainfo, look);
+            let info = metainfo.info();
+            let v1 = info.info_hash_v1().map(InfoHashes::V1);
+            let hashes = info.info_hash_v2().map(InfoHashes::V2).or(v1).expect("a view");
+            is_kept = metainfo.missing_layers().next().is_none();
+            if is_kept && !asked_by_hash {
+                let (state, path) = (self.state_dir(node), crate::store::metainfo_path(hashes));
+                self.world.place_file(node, &state, &path, metainfo.encode()).expect("room");
+            }
         }
+        let LookedAt { is_fresh, bad_files, stamp, changed_ns } = found;
         let id = ListingId(self.next_listing);
         self.next_listing += 1;
         let new = NewListing {
@@ -139,6 +143,9 @@ impl SimMarket {
             root: Arc::new(root),
             is_fresh,
             bad_files,
+            is_kept,
+            stamp,
+            changed_ns,
             verify_v1: add.verify_v1,
             known_complete: add.known_complete,
             size_max_bytes: add.size_max_bytes,

@@ -22,10 +22,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringseed_core::magnet::InfoHashes;
+use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::{Extent, ExtentMut};
 pub use ringseed_sys::buf::{RECV_SLOTS_MAX, RecvBuf, RecvSlot, SEND_PARTS_MAX, SendBuf, SendPart};
 use ringseed_sys::dir::DirHandle;
 pub use ringseed_sys::file::ReadPath;
+
+use crate::store::journal::Stamp;
 
 pub use epoll::EpollDriver;
 pub use start::{DriverConfig, Running, start};
@@ -121,6 +125,31 @@ pub enum Aside {
         /// That log's first record.
         next_sequence: u64,
     },
+    /// Reads what a cold listing consists of and opens its folder.
+    Load {
+        /// The state folder.
+        state: Arc<DirHandle>,
+        /// By what the metainfo is kept.
+        hashes: InfoHashes,
+        /// The folder that holds its root name.
+        folder: PathBuf,
+    },
+    /// Looks at the files of a listing, see [`look_at_files`](crate::store::look_at_files).
+    Stamp {
+        /// The folder that holds its root name.
+        root: Arc<DirHandle>,
+        /// What it consists of.
+        metainfo: Arc<Metainfo>,
+    },
+}
+
+/// What a listing needs to become active.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it consists of; `None` when that is lost or damaged.
+    pub metainfo: Option<Arc<Metainfo>>,
+    /// Its folder.
+    pub root: Arc<DirHandle>,
 }
 
 /// What came of an [`Aside`].
@@ -128,6 +157,10 @@ pub enum Aside {
 pub enum AsideDone {
     /// Length of the checkpoint in bytes.
     Checkpoint(io::Result<u64>),
+    /// A cold listing.
+    Load(io::Result<Loaded>),
+    /// What the files look like; nothing when one of them is not as it should be.
+    Stamp(Option<Stamp>),
 }
 
 impl Aside {
@@ -137,6 +170,17 @@ impl Aside {
             Aside::Checkpoint { dir, generation, next_sequence } => {
                 AsideDone::Checkpoint(crate::store::files::compact(&dir, generation, next_sequence))
             }
+            Aside::Load { state, hashes, folder } => {
+                let metainfo = crate::store::load_metainfo(&state, hashes).map(Arc::new);
+                let root = DirHandle::open(&folder).map(Arc::new);
+                AsideDone::Load(root.map(|root| Loaded { metainfo, root }))
+            }
+            Aside::Stamp { root, metainfo } => {
+                let found = crate::store::look_at_files(&metainfo, |path| {
+                    root.metadata(path).ok().map(|it| (it.len_bytes, it.changed_ns))
+                });
+                AsideDone::Stamp(found.stamp.filter(|_| found.bad_files.is_empty()))
+            }
         }
     }
 
@@ -144,6 +188,8 @@ impl Aside {
     pub fn refuse(self, error: io::Error) -> AsideDone {
         match self {
             Aside::Checkpoint { .. } => AsideDone::Checkpoint(Err(error)),
+            Aside::Load { .. } => AsideDone::Load(Err(error)),
+            Aside::Stamp { .. } => AsideDone::Stamp(None),
         }
     }
 }

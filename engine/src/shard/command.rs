@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::dir::DirHandle;
 
 use crate::api::{EngineError, Identity, ListingId, ListingStatus, Place};
+use crate::store::journal::Stamp;
 
 /// A listing as the handle prepared it: everything that needs the file system by name is done.
 #[derive(Debug)]
@@ -31,6 +33,13 @@ pub struct NewListing {
     /// Files that are missing or have another length, by their place in the metainfo: what the journal
     /// says of their pieces is not believed.
     pub bad_files: Vec<u32>,
+    /// The metainfo lies in the state folder, so that the listing can go cold.
+    pub is_kept: bool,
+    /// What the files look like together, and when each changed last (in nanoseconds since 1970); nothing
+    /// when they could not be looked at.
+    pub stamp: Option<Stamp>,
+    /// See `stamp`.
+    pub changed_ns: Vec<u64>,
     /// See [`AddListing::verify_v1`](crate::AddListing::verify_v1).
     pub verify_v1: bool,
     /// See [`AddListing::known_complete`](crate::AddListing::known_complete).
@@ -39,6 +48,15 @@ pub struct NewListing {
     pub size_max_bytes: Option<u64>,
     /// Addresses to dial while something is missing.
     pub peers: Vec<SocketAddr>,
+}
+
+/// What a shard knows of a listing's metainfo.
+#[derive(Debug)]
+pub enum KnownMetainfo {
+    /// This is it.
+    Here(Arc<Metainfo>),
+    /// The listing is cold: it lies in the state folder.
+    Kept(InfoHashes),
 }
 
 /// One command of the handle.
@@ -57,7 +75,7 @@ pub enum Command {
     /// Cap on payload bytes sent per second.
     SetUploadRate(Option<u64>),
     /// Ask for the metainfo.
-    Metainfo(ListingId, SyncSender<Option<Arc<Metainfo>>>),
+    Metainfo(ListingId, SyncSender<Option<KnownMetainfo>>),
     /// Ask for a listing's status.
     Status(ListingId, SyncSender<Option<ListingStatus>>),
     /// Flush and stop.

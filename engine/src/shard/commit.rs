@@ -15,7 +15,7 @@ use super::journal::JournalFile;
 use super::timers::Timer;
 use crate::api::ListingId;
 use crate::store::RunSet;
-use crate::store::journal::{JournalSlot, JournalWriter};
+use crate::store::journal::{JournalSlot, JournalWriter, Stamp};
 
 /// A batch is committed when it holds so many bytes.
 const BATCH_BYTES: u64 = 64 << 20;
@@ -33,6 +33,8 @@ pub(super) struct Commit {
     /// Commit now: a listing is complete, files must be closed, the engine stops.
     pub is_urgent: bool,
     pieces: Pieces,
+    /// What the files of listings look like that are complete with this batch or the next.
+    pub stamps: BTreeMap<ListingId, Stamp>,
     bytes: u64,
     oldest: Option<Instant>,
     pub phase: Phase,
@@ -65,6 +67,7 @@ impl Commit {
             files: BTreeSet::new(),
             is_urgent: false,
             pieces: Pieces::new(),
+            stamps: BTreeMap::new(),
             bytes: 0,
             oldest: None,
             phase: Phase::Idle,
@@ -98,6 +101,7 @@ impl Commit {
     /// Forgets what a removed listing has on the way.
     pub fn forget(&mut self, listing: ListingId) {
         self.pieces.remove(&listing);
+        self.stamps.remove(&listing);
         match &mut self.phase {
             Phase::Idle => {}
             Phase::Data { pieces, .. } | Phase::Journal { pieces } | Phase::Sync { pieces } => {
@@ -110,8 +114,13 @@ impl Commit {
 impl Shard {
     /// A piece is written whole; it is durable when its batch is.
     pub(super) fn commit_piece(&mut self, listing: ListingId, piece: u32, len_bytes: u64) {
-        self.commit.pieces.entry(listing).or_default().insert(piece, 1);
+        self.commit_run(listing, piece, 1);
         self.commit.bytes += len_bytes;
+    }
+
+    /// Pieces that need no writing are to be journalled.
+    pub(super) fn commit_run(&mut self, listing: ListingId, first: u32, count: u32) {
+        self.commit.pieces.entry(listing).or_default().insert(first, count);
         if self.commit.oldest.is_none() {
             self.commit.oldest = Some(self.now);
             self.timers.set(self.now + BATCH_AGE, Timer::Commit);
@@ -194,6 +203,9 @@ impl Shard {
         for (&listing, runs) in &pieces {
             if let Some(slot) = self.journal_slot(listing) {
                 self.commit.journal.writer.have(slot, runs.runs());
+                if let Some(stamp) = self.commit.stamps.remove(&listing) {
+                    self.commit.journal.writer.stamped(slot, stamp);
+                }
             }
         }
         self.commit.phase = Phase::Journal { pieces };

@@ -358,7 +358,9 @@ impl Shard {
 
     /// Names a listing in the journal, once its geometry is known.
     pub(super) fn journal_slot(&mut self, listing: ListingId) -> Option<JournalSlot> {
-        let active = self.active.get_mut(&listing)?;
+        let Some(active) = self.active.get_mut(&listing) else {
+            return self.rows.get(listing)?.journal_slot;
+        };
         if active.journal_slot.is_none() {
             let geometry = active.geometry()?;
             let (total_len, piece_count) = (geometry.total_len(), geometry.piece_count());
@@ -379,6 +381,10 @@ impl Shard {
     pub(super) fn handle_aside(&mut self, flight: Flight, done: AsideDone) {
         match (flight, done) {
             (Flight::Checkpoint, AsideDone::Checkpoint(result)) => self.handle_checkpoint(result),
+            (Flight::Load(listing), AsideDone::Load(result)) => self.handle_loaded(listing, result),
+            (Flight::Stamp(listing), AsideDone::Stamp(result)) => {
+                self.handle_stamped(listing, result);
+            }
             (flight, done) => panic!("{done:?} answers {flight:?}"),
         }
     }

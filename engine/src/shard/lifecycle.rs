@@ -11,12 +11,9 @@ use super::peer::{CloseReason, ConnId};
 use super::timers::Timer;
 use super::{Flight, Job, Shard};
 use crate::api::{EngineError, Event, Identity, ListingId};
-use crate::io::Op;
+use crate::io::{Aside, Op};
 use crate::store::RunSet;
-use crate::store::journal::ListingKey;
-
-/// A complete listing that nobody asks for goes cold after this time.
-const IDLE_BEFORE_COLD: Duration = Duration::from_secs(30);
+use crate::store::journal::{ListingKey, Stamp};
 
 impl Shard {
     /// Takes one command of the handle.
@@ -35,9 +32,7 @@ impl Shard {
                 ids.into_iter().for_each(|id| self.queue_upload(id));
             }
             Command::Metainfo(listing, answer) => {
-                let active = self.active.get(&listing).and_then(|active| active.metainfo.clone());
-                let row = || self.rows.get(listing).map(|row| row.metainfo.clone());
-                let _ = answer.send(active.or_else(row));
+                let _ = answer.send(self.known_metainfo(listing));
             }
             Command::Status(listing, answer) => {
                 let active = self.active.get(&listing).map(Active::status);
@@ -53,9 +48,13 @@ impl Shard {
             return Err(EngineError::Stopped);
         }
         let key = key_of(&new.identity);
-        if let Some(&id) = self.keys.get(&key) {
+        if let Some(id) = self.find_key(&key) {
             return Err(EngineError::Exists { id });
         }
+        let new = match self.add_cold(new) {
+            Ok(id) => return Ok(id),
+            Err(new) => new,
+        };
         let id = new.id;
         let NewListing { identity, place, root, verify_v1, size_max_bytes, .. } = new;
         // Piece layers may be missing from a .torrent file; then they come from peers as well.
@@ -70,15 +69,14 @@ impl Shard {
         active.is_fresh = new.is_fresh;
         active.bad_files = new.bad_files;
         active.known_complete = new.known_complete;
-        self.keys.insert(key, id);
-        for &wire_id in &active.wire_ids {
-            self.wire_ids.entry(wire_id).or_insert(id);
-        }
+        active.is_kept = new.is_kept;
+        (active.stamp, active.changed_ns) = (new.stamp, new.changed_ns);
         let has_metainfo = active.metainfo.is_some();
         if has_metainfo && new.asked_by_hash {
             self.tell(Event::MetadataReady { id });
         }
         self.active.insert(id, active);
+        self.learn_names(id);
         self.count_listings();
         if has_metainfo {
             self.place_known(id);
@@ -89,7 +87,7 @@ impl Shard {
         Ok(id)
     }
 
-    fn count_listings(&mut self) {
+    pub(super) fn count_listings(&mut self) {
         self.counters.listings.set((self.active.len() + self.rows.len()) as u64);
         self.counters.listings_active.set(self.active.len() as u64);
     }
@@ -104,13 +102,13 @@ impl Shard {
             all.insert(0, geometry.piece_count());
             all
         };
-        let known = self.recovered.listings.remove(&active.key).filter(|known| {
-            *known.folder == *active.place.folder()
-                && known.total_len == geometry.total_len()
-                && known.piece_count == geometry.piece_count()
-                // Checked with one view only, and both are asked for: hash again.
-                && (known.both_views || !active.checks_v1())
-        });
+        let (total_len, piece_count) = (geometry.total_len(), geometry.piece_count());
+        let folder = active.place.folder();
+        let known = self
+            .recovered
+            .listings
+            .remove(&active.key)
+            .filter(|known| known.is_of(total_len, piece_count, active.checks_v1(), folder));
         let slot = known.as_ref().map(|known| known.slot);
         if active.known_complete {
             active.are_touches_sent = true;
@@ -140,6 +138,7 @@ impl Shard {
             return;
         };
         active.journal_slot = slot;
+        active.look_at_stamp(known.stamp);
         let believed = known.have.clone();
         let (mut have, mut suspect) = (known.have, known.suspect);
         if active.is_fresh {
@@ -202,6 +201,29 @@ impl Shard {
         }
     }
 
+    /// Notes in the journal what the files of a listing look like that is complete: what is ours was just
+    /// written, what is the user's was hashed after it was looked at.
+    pub(super) fn stamp_listing(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get(&listing) else { return };
+        if !active.place.is_owned() {
+            let stamp = active.stamp;
+            return self.handle_stamped(listing, stamp);
+        }
+        let Some(metainfo) = active.metainfo.clone() else { return };
+        let root = active.root.clone();
+        let id = self.flights.insert(Flight::Stamp(listing));
+        self.out.push_back(Op::Aside { id, job: Aside::Stamp { root, metainfo } });
+    }
+
+    /// What the files of a complete listing look like.
+    pub(super) fn handle_stamped(&mut self, listing: ListingId, stamp: Option<Stamp>) {
+        if let Some(stamp) = stamp
+            && let Some(slot) = self.journal_slot(listing)
+        {
+            self.commit.writer().stamped(slot, stamp);
+        }
+    }
+
     /// Everything is here and durable.
     pub(super) fn listing_is_whole(&mut self, listing: ListingId) {
         self.stop_swarm(listing);
@@ -216,38 +238,11 @@ impl Shard {
             }
             self.check_useful(id, listing);
         }
-        self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing));
-    }
-
-    /// Somebody asks for a listing: a cold one becomes active.
-    pub(super) fn activate(&mut self, listing: ListingId) {
-        if let Some(row) = self.rows.take(listing) {
-            self.active.insert(listing, Active::from_row(row));
-            self.count_listings();
-            self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing));
-        }
-    }
-
-    /// Lets a listing go cold if nobody has asked for it.
-    pub(super) fn evict(&mut self, listing: ListingId) {
-        let Some(active) = self.active.get(&listing) else { return };
-        let is_busy = !active.conns.is_empty() || active.check.is_some();
-        match active.to_row() {
-            Some(row) if !is_busy && active.stage == Stage::Running => {
-                self.active.remove(&listing);
-                self.rows.put(row);
-                // Reads for peers that have left go with the files: a waiter left behind would keep
-                // the next life of the listing waiting for a read that never comes.
-                self.close_files_of(listing, true);
-                self.reads.forget(listing);
-                self.jobs
-                    .retain(|_, job| !matches!(job, Job::Read(read) if read.listing == listing));
-                self.count_listings();
-            }
-            Some(_) => self.timers.set(self.now + IDLE_BEFORE_COLD, Timer::Evict(listing)),
-            // Not complete any more: it is set again when it is.
-            None => {}
-        }
+        // One that nobody has ever asked for goes cold at once: thousands may be added in a row.
+        let is_asked_for =
+            self.active.get(&listing).is_some_and(|active| !active.sources.is_empty());
+        let idle = if is_asked_for { self.config.idle_before_cold } else { Duration::ZERO };
+        self.timers.set(self.now + idle, Timer::Evict(listing));
     }
 
     fn set_listing_peers(&mut self, listing: ListingId, peers: Vec<std::net::SocketAddr>) {
@@ -255,8 +250,10 @@ impl Shard {
         self.set_peers(listing, peers);
     }
 
-    fn remove_listing(&mut self, listing: ListingId, delete_data: bool) {
-        self.activate(listing);
+    pub(super) fn remove_listing(&mut self, listing: ListingId, delete_data: bool) {
+        if self.remove_cold(listing, delete_data) {
+            return;
+        }
         let Some(active) = self.active.get(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         for id in conns {
@@ -281,10 +278,8 @@ impl Shard {
         }
         let Some(active) = self.active.remove(&listing) else { return };
         self.filling -= active.assembler.held_len();
-        for wire_id in &active.wire_ids {
-            if self.wire_ids.get(wire_id) == Some(&listing) {
-                self.wire_ids.remove(wire_id);
-            }
+        for name in &active.wire_ids {
+            self.names.remove(name, listing);
         }
         self.remove_state_files(active.key);
         self.count_listings();
@@ -293,12 +288,12 @@ impl Shard {
             Some(name) if delete_data && active.place.is_owned() => {
                 // Its key stays taken until the data is gone: added again before, it would lose the
                 // files that it has just written.
+                self.removing.insert(active.key, listing);
                 let id = self.flights.insert(Flight::RemoveTree { listing, key: active.key });
                 let path = std::path::PathBuf::from(name);
                 self.out.push_back(Op::RemoveTree { id, root: active.root, path });
             }
             _ => {
-                self.keys.remove(&active.key);
                 self.tell(Event::Removed { id: listing, freed_bytes: 0 });
             }
         }
@@ -311,7 +306,7 @@ impl Shard {
         key: ListingKey,
         result: io::Result<u64>,
     ) {
-        self.keys.remove(&key);
+        self.removing.remove(&key);
         let freed_bytes = match result {
             Ok(freed_bytes) => freed_bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,

@@ -13,6 +13,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::wire::{PeerId, WireId};
 use ringseed_sys::dir::DirHandle;
 
+use super::catalogue::{Folders, Row};
 use super::check::Check;
 use super::dial::Dialer;
 use super::disk::DiskTask;
@@ -25,73 +26,7 @@ use super::spill::Senders;
 use crate::api::{
     Identity, ListingError, ListingId, ListingState, ListingStatus, Place, SourceStatus, WaitReason,
 };
-use crate::store::journal::{JournalSlot, ListingKey};
-
-/// What is kept of a listing that nobody asks for: no timer, no descriptor, no buffers.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// Which listing.
-    pub id: ListingId,
-    /// Its identity in the journal.
-    pub key: ListingKey,
-    /// Where it lies.
-    pub place: Place,
-    /// The opened folder of `place`.
-    pub root: Arc<DirHandle>,
-    /// What it consists of. Only complete listings go cold, so it is always known.
-    pub metainfo: Arc<Metainfo>,
-    /// See [`AddListing::verify_v1`](crate::AddListing::verify_v1).
-    pub verify_v1: bool,
-    /// Its name in the journal.
-    pub journal_slot: Option<JournalSlot>,
-    /// Who gave how much.
-    pub sources: Vec<SourceStatus>,
-    /// Payload bytes sent so far.
-    pub sent_bytes: u64,
-    /// Payload bytes received for nothing so far.
-    pub wasted_bytes: u64,
-}
-
-/// Where cold listings are kept. In memory here; a mapped snapshot can stand in its place, because
-/// nothing ever walks over all rows.
-pub trait Catalogue: Send {
-    /// Puts a row in, or in place of the one with its id.
-    fn put(&mut self, row: Row);
-    /// A row.
-    fn get(&self, id: ListingId) -> Option<&Row>;
-    /// Takes a row out.
-    fn take(&mut self, id: ListingId) -> Option<Row>;
-    /// How many rows there are.
-    fn len(&self) -> usize;
-    /// Whether there are no rows.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The catalogue in memory.
-#[derive(Debug, Default)]
-pub struct MemoryCatalogue {
-    rows: BTreeMap<ListingId, Row>,
-}
-
-impl Catalogue for MemoryCatalogue {
-    fn put(&mut self, row: Row) {
-        self.rows.insert(row.id, row);
-    }
-
-    fn get(&self, id: ListingId) -> Option<&Row> {
-        self.rows.get(&id)
-    }
-
-    fn take(&mut self, id: ListingId) -> Option<Row> {
-        self.rows.remove(&id)
-    }
-
-    fn len(&self) -> usize {
-        self.rows.len()
-    }
-}
+use crate::store::journal::{JournalSlot, ListingKey, Stamp};
 
 /// What an active listing is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,6 +98,11 @@ pub(super) struct Active {
     pub is_fresh: bool,
     pub bad_files: Vec<u32>,
     pub known_complete: bool,
+    /// What it consists of lies in the state folder.
+    pub is_kept: bool,
+    /// What its files looked like when it was added, before they were checked; and when each changed.
+    pub stamp: Option<Stamp>,
+    pub changed_ns: Vec<u64>,
 }
 
 /// Sources remembered of one listing at most; more than its connections.
@@ -226,6 +166,9 @@ impl Active {
             is_fresh: false,
             bad_files: Vec::new(),
             known_complete: false,
+            is_kept: false,
+            stamp: None,
+            changed_ns: Vec::new(),
         };
         if let Identity::Metainfo(metainfo) = identity {
             active.set_metainfo(metainfo.clone());
@@ -234,37 +177,49 @@ impl Active {
     }
 
     /// A cold listing that somebody asks for. It is complete.
-    pub fn from_row(row: Row) -> Self {
-        let identity = Identity::Metainfo(row.metainfo);
-        let mut active = Active::new(row.id, &identity, row.place, row.root, row.verify_v1, None);
+    pub fn from_row(row: Row, place: Place, metainfo: Arc<Metainfo>, root: Arc<DirHandle>) -> Self {
+        let identity = Identity::Metainfo(metainfo);
+        let mut active = Active::new(row.id, &identity, place, root, row.verify_v1, None);
         active.set_all_have();
+        if !row.is_durable {
+            active.durable = Bitfield::new(active.durable.piece_count());
+        }
         active.journal_slot = row.journal_slot;
         active.sources = row
             .sources
             .iter()
+            .flatten()
             .map(|source| {
                 let who = Who::of(PeerId(source.peer_id), source.addr);
                 (who, (source.addr, source.verified_bytes))
             })
             .collect();
         (active.sent_bytes, active.wasted_bytes) = (row.sent_bytes, row.wasted_bytes);
-        active.is_complete_told = true;
+        active.is_complete_told = row.is_durable;
+        active.are_touches_sent = true;
+        active.is_kept = true;
         active.stage = Stage::Running;
         active
     }
 
-    /// What is kept when it goes cold; `None` unless it is complete and durable.
-    pub fn to_row(&self) -> Option<Row> {
-        let metainfo = self.metainfo.clone().filter(|_| self.is_complete_told)?;
+    /// What is kept when it goes cold; `None` unless it is complete, durable, and what it consists of
+    /// lies in the state folder.
+    pub fn to_row(&self, folders: &mut Folders) -> Option<Row> {
+        let metainfo = self.metainfo.as_ref().filter(|_| self.is_complete_told && self.is_kept)?;
+        // Only what gave something is worth its bytes.
+        let sources: Box<[SourceStatus]> =
+            self.source_list().into_iter().filter(|source| source.verified_bytes > 0).collect();
         Some(Row {
             id: self.id,
             key: self.key,
-            place: self.place.clone(),
-            root: self.root.clone(),
-            metainfo,
+            v1_name: metainfo.info().info_hash_v1().filter(|_| self.has_v2()),
+            place: folders.intern(&self.place, &self.key),
             verify_v1: self.verify_v1,
+            is_durable: true,
+            piece_count: self.have.piece_count(),
+            payload_bytes: metainfo.info().geometry().payload_len(),
             journal_slot: self.journal_slot,
-            sources: self.source_list(),
+            sources: Some(sources).filter(|sources| !sources.is_empty()),
             sent_bytes: self.sent_bytes,
             wasted_bytes: self.wasted_bytes,
         })
@@ -366,6 +321,29 @@ impl Active {
         kind.is_some_and(|kind| kind.has_v1() && (self.verify_v1 || !kind.has_v2()))
     }
 
+    /// Compares what the files look like with what they looked like when all of them were good. Those
+    /// that changed since are bad until they are checked; when it cannot be told which, all are.
+    pub fn look_at_stamp(&mut self, was: Option<Stamp>) {
+        let Some(was) = was.filter(|was| self.stamp != Some(*was)) else { return };
+        let changed = |newest_ns: u64| -> Vec<u32> {
+            let files = self.changed_ns.iter().zip(0..);
+            files.filter(|(at_ns, _)| **at_ns > newest_ns).map(|(_, file)| file).collect()
+        };
+        let mut since = changed(was.newest_ns);
+        if since.is_empty() {
+            let count = self.geometry.as_ref().map_or(0, |geometry| geometry.files().count());
+            since = (0..count as u32).collect();
+        }
+        tracing::info!(
+            listing = self.id.0,
+            files = since.len(),
+            "files changed since the last run"
+        );
+        self.bad_files.extend(since);
+        self.bad_files.sort_unstable();
+        self.bad_files.dedup();
+    }
+
     /// Path of a file below the place's folder.
     pub fn file_path(&self, file: u32) -> Option<PathBuf> {
         let info = self.metainfo.as_ref()?.info();
@@ -415,25 +393,6 @@ impl Active {
             durable_pieces: self.durable.count(),
             sources: self.source_list(),
             peers: self.conns.len() as u32,
-            sent_bytes: self.sent_bytes,
-            wasted_bytes: self.wasted_bytes,
-        }
-    }
-}
-
-impl Row {
-    /// Where a cold listing stands.
-    pub fn status(&self) -> ListingStatus {
-        let geometry = self.metainfo.info().geometry();
-        ListingStatus {
-            state: ListingState::Cold,
-            have_bytes: geometry.payload_len(),
-            total_bytes: geometry.payload_len(),
-            have_pieces: geometry.piece_count(),
-            piece_count: geometry.piece_count(),
-            durable_pieces: geometry.piece_count(),
-            sources: self.sources.clone(),
-            peers: 0,
             sent_bytes: self.sent_bytes,
             wasted_bytes: self.wasted_bytes,
         }

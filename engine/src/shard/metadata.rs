@@ -15,6 +15,7 @@ use ringseed_core::wire::{ChannelId, ExtendedHandshake, HashRequest};
 use sha1::{Digest, Sha1};
 
 use super::Shard;
+use super::cold::hashes_of;
 use super::leaves::ServedTree;
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
@@ -401,10 +402,10 @@ impl Shard {
         let Some(metainfo) = active.metadata.partial.take() else { return };
         let metainfo = Arc::new(*metainfo);
         tracing::info!(listing = listing.0, name = metainfo.info().name(), "metadata is here");
-        if let Some(asked) = active.asked {
-            let data = metainfo.encode();
-            self.write_state_file(metainfo_path(asked), vec![(0, data)], true);
-        }
+        // Read again when it goes cold, or by a run that knows only the hash.
+        active.is_kept = true;
+        let asked = active.asked.unwrap_or_else(|| hashes_of(&active.key));
+        self.write_state_file(metainfo_path(asked), vec![(0, metainfo.encode())], true);
         self.attach_metainfo(listing, metainfo);
         self.tell(Event::MetadataReady { id: listing });
     }
@@ -413,11 +414,9 @@ impl Shard {
     fn attach_metainfo(&mut self, listing: ListingId, metainfo: Arc<Metainfo>) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         active.set_metainfo(metainfo.clone());
-        for &wire_id in &active.wire_ids {
-            self.wire_ids.entry(wire_id).or_insert(listing);
-        }
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         let geometry = active.geometry().cloned().expect("set above");
+        self.learn_names(listing);
         let info_len = metainfo.info().raw().len() as u32;
         let mut broken = Vec::new();
         for id in conns {

@@ -15,7 +15,9 @@
 mod admit;
 mod bucket;
 mod cache;
+mod catalogue;
 mod check;
+mod cold;
 pub mod command;
 mod commit;
 mod dial;
@@ -55,6 +57,8 @@ use crate::store::{Recovered, RecoveredState, StateDir};
 use admit::Door;
 use bucket::Bucket;
 use cache::Cache;
+use catalogue::{Catalogue, Folders, Names};
+use cold::Loads;
 use command::{CommandQueue, Counters};
 use commit::Commit;
 use disk::{Disk, FileKey, TaskFlight};
@@ -63,7 +67,6 @@ use journal::JournalFile;
 use leaves::LeafRead;
 use listing::Active;
 pub(crate) use listing::payload_of;
-pub use listing::{Catalogue, MemoryCatalogue, Row};
 use peer::{Conn, ConnId, Who};
 use receive::RecvFlight;
 use serve::{ReadJob, Reads};
@@ -111,6 +114,8 @@ enum Flight {
     SyncJournal,
     SealJournal,
     Checkpoint,
+    Load(ListingId),
+    Stamp(ListingId),
     SmallFile(SmallFile),
     RemoveTree { listing: ListingId, key: ListingKey },
     RemoveState,
@@ -143,11 +148,14 @@ pub struct Shard {
     flights: Slots<Flight>,
     timers: Timers,
 
-    rows: Box<dyn Catalogue>,
-    active: BTreeMap<ListingId, Active>,
+    rows: Catalogue,
+    folders: Folders,
     /// Every name of every listing on the wire.
-    wire_ids: BTreeMap<WireId, ListingId>,
-    keys: BTreeMap<ListingKey, ListingId>,
+    names: Names,
+    loads: Loads,
+    /// Identities of listings whose data is being deleted.
+    removing: BTreeMap<ListingKey, ListingId>,
+    active: BTreeMap<ListingId, Active>,
 
     conns: BTreeMap<ConnId, Conn>,
     door: Door,
@@ -211,10 +219,12 @@ impl Shard {
             out: Ops::new(),
             flights: Slots::default(),
             timers: Timers::default(),
-            rows: Box::new(MemoryCatalogue::default()),
+            rows: Catalogue::default(),
+            folders: Folders::default(),
+            names: Names::new(parts.seed.rotate_left(17)),
+            loads: Loads::new(),
+            removing: BTreeMap::new(),
             active: BTreeMap::new(),
-            wire_ids: BTreeMap::new(),
-            keys: BTreeMap::new(),
             conns: BTreeMap::new(),
             door: Door::new(now),
             next_conn: 0,

@@ -382,14 +382,22 @@ impl Shard {
         let listing = match conn.listing {
             Some(listing) => listing,
             None => {
-                let Some(listing) = self.wire_ids.get(&wire_id).copied() else {
+                let Some(listing) = self.find_wire_id(&wire_id) else {
                     self.close_conn(id, CloseReason::UnknownTorrent);
                     return;
                 };
-                self.activate(listing);
+                if self.wait_for_cold(id, listing, handshake) {
+                    return;
+                }
                 listing
             }
         };
+        self.join_listing(id, listing, handshake);
+    }
+
+    /// A connection whose handshake is known takes its place in a listing that is active.
+    pub(super) fn join_listing(&mut self, id: ConnId, listing: ListingId, handshake: Handshake) {
+        let Handshake { wire_id, peer_id, .. } = handshake;
         if peer_id.0 == self.config.peer_id || self.resolve_duplicate(id, listing, peer_id) {
             self.say_who_is_here(id, listing, wire_id);
             return;

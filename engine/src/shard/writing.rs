@@ -256,6 +256,7 @@ impl Shard {
             active.is_complete_told = true;
             tracing::info!(listing = listing.0, bytes = active.have_bytes, "listing complete");
             self.tell(Event::Complete { id: listing });
+            self.stamp_listing(listing);
             self.listing_is_whole(listing);
         } else if active.stored.is_full() && !active.durable.is_full() {
             self.commit.is_urgent = true;
@@ -264,7 +265,9 @@ impl Shard {
 
     /// A batch is durable.
     pub(super) fn pieces_are_durable(&mut self, listing: ListingId, pieces: &RunSet) {
-        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(active) = self.active.get_mut(&listing) else {
+            return self.row_is_durable(listing);
+        };
         let Some(geometry) = active.geometry().cloned() else { return };
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
             // It may have been lost since.

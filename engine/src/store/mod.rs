@@ -2,10 +2,10 @@
 //! of it lies in the state folder, apart from any payload.
 //!
 //! ```text
-//! engine.lock            held by the running process
-//! log-*, checkpoint-*    the journal, see `files`
-//! meta/<v2 hash>.torrent metainfo that came from peers
-//! leaves/<v2 hash>       leaf layers, 32 bytes per leaf of 16 KiB, files in order
+//! engine.lock              held by the running process
+//! log-*, checkpoint-*      the journal, see `files`
+//! meta/xx/<hash>.torrent metainfo, by the first byte of the hash and the hash: v2, else v1
+//! leaves/<v2 hash>         leaf layers, 32 bytes per leaf of 16 KiB, files in order
 //! ```
 
 pub mod files;
@@ -28,7 +28,7 @@ use ringseed_sys::dir::{self, DirHandle, FileOptions};
 
 use crate::api::{EngineError, hex};
 use files::{Found, name_of};
-use journal::JournalWriter;
+use journal::{JournalWriter, Stamp};
 
 pub use record::FileKind;
 pub use replay::{Recovered, RecoveredListing};
@@ -87,28 +87,92 @@ impl StateDir {
     /// Metainfo that a former run fetched from peers, parsed and checked again; `None` when there is
     /// none or it is damaged (it is then fetched anew).
     pub fn load_metainfo(&self, hashes: InfoHashes) -> Option<Metainfo> {
-        let path = metainfo_path(hashes);
-        let bytes = self.dir.read_file(&path, METAINFO_LEN_MAX).ok()?;
-        let found = parse_kept(bytes, hashes);
-        if found.is_none() {
-            tracing::warn!(path = %path.display(), "stored metainfo is damaged, fetching it again");
-        }
-        found
+        load_metainfo(&self.dir, hashes)
     }
 
-    /// Keeps metainfo for runs that know only its hash. Nothing to keep for v1 alone, nor while piece
-    /// layers are missing: then what peers complete is kept.
+    /// Keeps metainfo, so that the listing can go cold, and for runs that know only its hash. With
+    /// `durable` it is there after a power cut; without, it may be torn then, which reading tells.
+    /// Nothing to keep while piece layers are missing: then what peers complete is kept.
     ///
     /// # Errors
-    /// As [`DirHandle::replace_file`].
-    pub fn keep_metainfo(&self, metainfo: &Metainfo) -> io::Result<()> {
-        match metainfo.info().info_hash_v2() {
-            Some(hash) if metainfo.missing_layers().next().is_none() => {
-                self.dir.replace_file(&metainfo_path(InfoHashes::V2(hash)), &metainfo.encode())
-            }
-            _ => Ok(()),
+    /// As [`DirHandle::replace_file`] and [`DirHandle::open_or_create`].
+    pub fn keep_metainfo(&self, metainfo: &Metainfo, durable: bool) -> io::Result<bool> {
+        if metainfo.missing_layers().next().is_some() {
+            return Ok(false);
         }
+        let info = metainfo.info();
+        let v1 = info.info_hash_v1().map(InfoHashes::V1);
+        let hashes = info.info_hash_v2().map(InfoHashes::V2).or(v1);
+        let path = metainfo_path(hashes.expect("a torrent has at least one view"));
+        let bytes = metainfo.encode();
+        if durable {
+            self.dir.replace_file(&path, &bytes)?;
+            return Ok(true);
+        }
+        // One that is there was written by a former run. If it is not what it should be, the first
+        // reader finds out; to read a hundred thousand at every start would be worse.
+        let options = FileOptions { write: true, ..FileOptions::default() };
+        let (fd, is_new) = self.dir.open_or_create(&path, options)?;
+        if is_new || dir::metadata_of_fd(fd.as_fd())?.len_bytes != bytes.len() as u64 {
+            let mut file = std::fs::File::from(fd);
+            file.set_len(0)?;
+            io::Write::write_all(&mut file, &bytes)?;
+        }
+        Ok(true)
     }
+}
+
+/// Metainfo that lies in a state folder, parsed and checked again.
+pub fn load_metainfo(dir: &DirHandle, hashes: InfoHashes) -> Option<Metainfo> {
+    let path = metainfo_path(hashes);
+    let bytes = dir.read_file(&path, METAINFO_LEN_MAX).ok()?;
+    let found = parse_kept(bytes, hashes);
+    if found.is_none() {
+        tracing::warn!(path = %path.display(), "stored metainfo is damaged, fetching it again");
+    }
+    found
+}
+
+/// What the files of a torrent look like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LookedAt {
+    /// None of them is there.
+    pub is_fresh: bool,
+    /// Files that are missing or of another length.
+    pub bad_files: Vec<u32>,
+    /// All of them together.
+    pub stamp: Option<Stamp>,
+    /// When each changed last, in nanoseconds since 1970; 0 for pads and what is missing.
+    pub changed_ns: Vec<u64>,
+}
+
+/// Looks at every file of a torrent. `look` tells length and last change of what lies under a path.
+pub fn look_at_files(
+    metainfo: &Metainfo,
+    mut look: impl FnMut(&Path) -> Option<(u64, u64)>,
+) -> LookedAt {
+    let files = metainfo.info().files();
+    let mut found = LookedAt { is_fresh: true, ..LookedAt::default() };
+    let mut stamp = Stamp { newest_ns: 0, digest: files.len() as u64 };
+    for (number, file) in (0..).zip(files) {
+        let seen = if file.pad { None } else { look(file.path().as_path()) };
+        let (len_bytes, changed_ns) = seen.unwrap_or((0, 0));
+        if !file.pad {
+            found.is_fresh &= seen.is_none();
+            if seen.is_none() || len_bytes != file.len_bytes {
+                found.bad_files.push(number);
+            }
+        }
+        stamp.newest_ns = stamp.newest_ns.max(changed_ns);
+        for word in [u64::from(number), len_bytes, changed_ns] {
+            // Not against an attacker: whoever can set an inode's change time can change the journal.
+            stamp.digest =
+                (stamp.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+        found.changed_ns.push(changed_ns);
+    }
+    found.stamp = Some(stamp).filter(|_| found.bad_files.is_empty());
+    found
 }
 
 /// Metainfo as it was kept for whoever asks by `hashes`; `None` when it is not whole or another one.
@@ -130,7 +194,7 @@ pub fn metainfo_path(hashes: InfoHashes) -> PathBuf {
         InfoHashes::V1(hash) => hex(&hash),
         InfoHashes::V2(hash) | InfoHashes::Both(_, hash) => hex(&hash),
     };
-    PathBuf::from(format!("meta/{name}.torrent"))
+    PathBuf::from(format!("meta/{}/{name}.torrent", &name[..2]))
 }
 
 /// Where the leaf sidecar of a listing lies in the state folder.

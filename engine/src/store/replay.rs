@@ -32,6 +32,17 @@ pub struct RecoveredListing {
     pub stamp: Option<Stamp>,
 }
 
+impl RecoveredListing {
+    /// Whether this is what is asked for: the same layout in the same folder. Checked by one view only
+    /// where both are asked for, it is to be hashed again.
+    pub fn is_of(&self, total_len: u64, piece_count: u32, both_views: bool, folder: &Path) -> bool {
+        *self.folder == *folder
+            && self.total_len == total_len
+            && self.piece_count == piece_count
+            && (self.both_views || !both_views)
+    }
+}
+
 /// Everything a replay yields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {

@@ -1,5 +1,6 @@
 //! Whole engines on loopback, on the real drivers.
 
+mod cold;
 mod door;
 mod hostile;
 mod journal;

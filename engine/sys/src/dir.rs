@@ -76,6 +76,9 @@ pub struct Metadata {
     pub identity: (u64, u64),
     /// Last change of the content, by the wall clock: a hint and no proof.
     pub modified: SystemTime,
+    /// Last change of content or inode, in nanoseconds since 1970: nobody can set the second of the two
+    /// back, short of setting the clock.
+    pub changed_ns: u64,
 }
 
 /// Room on the file system beneath a folder.
@@ -210,6 +213,10 @@ impl DirHandle {
     /// # Errors
     /// As [`DirHandle::open_or_create`].
     pub fn metadata(&self, rel: &Path) -> io::Result<Metadata> {
+        let rel = checked(rel)?;
+        if parent_of(rel).is_none() {
+            return Ok(metadata_of(&statat(&self.fd, rel, AtFlags::SYMLINK_NOFOLLOW)?));
+        }
         let (parent, name) = self.parent(rel)?;
         Ok(metadata_of(&statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?))
     }
@@ -474,12 +481,18 @@ fn kind_of(stat: &Stat) -> EntryKind {
 fn metadata_of(stat: &Stat) -> Metadata {
     let since_epoch = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0))
         + Duration::from_nanos(stat.st_mtime_nsec as _);
+    let ns = |seconds: i64, ns: u64| {
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(ns)
+    };
+    let modified_ns = ns(stat.st_mtime, stat.st_mtime_nsec as u64);
+    let changed_ns = ns(stat.st_ctime, stat.st_ctime_nsec as u64);
     Metadata {
         kind: kind_of(stat),
         len_bytes: stat.st_size as u64,
         allocated_bytes: stat.st_blocks as u64 * 512,
         identity: (stat.st_dev, stat.st_ino),
         modified: SystemTime::UNIX_EPOCH + since_epoch,
+        changed_ns: changed_ns.max(modified_ns),
     }
 }
 

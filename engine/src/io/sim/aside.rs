@@ -3,14 +3,16 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ringseed_sys::dir::DirHandle;
 use rustix::io::Errno;
 
-use super::super::{Aside, AsideDone, Completion, Done, OpId};
+use super::super::{Aside, AsideDone, Completion, Done, Loaded, OpId};
 use super::disk::VirtualDisk;
 use super::{Core, DiskJob};
-use crate::store::FileKind;
 use crate::store::files::{Compacted, JournalFiles, build_checkpoint, name_of, unfinished_name};
+use crate::store::{FileKind, look_at_files, metainfo_path, parse_kept};
 
 /// How far a job is.
 pub(super) enum AsideStep {
@@ -46,23 +48,35 @@ impl JournalFiles for VirtualFolder<'_> {
 impl Core {
     /// Takes one step of a job; its end goes to the machine.
     pub(super) fn run_aside(&mut self, node: usize, id: OpId, job: Aside, step: AsideStep) {
-        let Aside::Checkpoint { dir, generation, next_sequence } = &job;
-        let (root, faults) = (dir.path().to_owned(), self.config.faults.clone());
-        let next = self.step_checkpoint(node, &root, (*generation, *next_sequence), step, &faults);
-        match next {
-            Ok(Ok(step)) => {
-                let job = DiskJob::Aside { job, step };
-                self.nodes[node].in_flight.remove(&id);
-                self.start_disk(node, id, job);
+        let done = match job {
+            Aside::Checkpoint { ref dir, generation, next_sequence } => {
+                let (root, faults) = (dir.path().to_owned(), self.config.faults.clone());
+                let of = (generation, next_sequence);
+                match self.step_checkpoint(node, &root, of, step, &faults) {
+                    Ok(Ok(step)) => {
+                        let job = DiskJob::Aside { job, step };
+                        self.nodes[node].in_flight.remove(&id);
+                        return self.start_disk(node, id, job);
+                    }
+                    Ok(Err(len_bytes)) => AsideDone::Checkpoint(Ok(len_bytes)),
+                    Err(error) => AsideDone::Checkpoint(Err(error)),
+                }
             }
-            Ok(Err(len_bytes)) => self.end_aside(node, id, Ok(len_bytes)),
-            Err(error) => self.end_aside(node, id, Err(error)),
-        }
-    }
-
-    fn end_aside(&mut self, node: usize, id: OpId, result: io::Result<u64>) {
-        let done = Done::Aside(AsideDone::Checkpoint(result));
-        self.inbox.push_back((node, Completion { id, done }));
+            Aside::Load { state, hashes, folder } => {
+                let disk = &self.nodes[node].disk;
+                let kept = disk.content(state.path(), &metainfo_path(hashes));
+                let metainfo =
+                    kept.and_then(|bytes| parse_kept(bytes.to_vec(), hashes)).map(Arc::new);
+                let root = DirHandle::open(&folder).map(Arc::new);
+                AsideDone::Load(root.map(|root| Loaded { metainfo, root }))
+            }
+            Aside::Stamp { root, metainfo } => {
+                let disk = &self.nodes[node].disk;
+                let found = look_at_files(&metainfo, |path| disk.look(root.path(), path));
+                AsideDone::Stamp(found.stamp)
+            }
+        };
+        self.inbox.push_back((node, Completion { id, done: Done::Aside(done) }));
     }
 
     /// The next step, or in the end the checkpoint's length.

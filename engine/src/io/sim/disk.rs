@@ -37,6 +37,8 @@ struct Inode {
     durable: Vec<u8>,
     /// Changes between the two, in order, numbered.
     unsynced: Vec<(u64, Change)>,
+    /// Number of the last change.
+    changed_at: u64,
     name_is_durable: bool,
     is_linked: bool,
     open_count: u32,
@@ -172,6 +174,7 @@ impl VirtualDisk {
         if let Some(inode) = self.inodes.get_mut(&id) {
             change.apply(&mut inode.data);
             self.next_change += 1;
+            inode.changed_at = self.next_change;
             inode.unsynced.push((self.next_change, change));
         }
     }
@@ -282,10 +285,18 @@ impl VirtualDisk {
         Some(&self.inodes.get(&self.id(root, rel)?)?.data)
     }
 
+    /// Length of a file, and when it was changed last.
+    pub(super) fn look(&self, root: &Path, rel: &Path) -> Option<(u64, u64)> {
+        let inode = self.inodes.get(&self.id(root, rel)?)?;
+        Some((inode.data.len() as u64, inode.changed_at))
+    }
+
     /// Replaces a file, durably: what was there before the simulation began.
     pub(super) fn place(&mut self, root: &Path, rel: &Path, content: Vec<u8>) -> io::Result<()> {
         let (id, _) = self.open(root, rel, true)?;
+        self.next_change += 1;
         let inode = self.inodes.get_mut(&id).expect("just opened");
+        inode.changed_at = self.next_change;
         inode.unsynced.clear();
         inode.durable.clone_from(&content);
         inode.data = content;

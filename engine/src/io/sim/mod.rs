@@ -284,6 +284,11 @@ impl<M: Machine> World<M> {
         self.core.nodes[node].disk.place(root, rel, content)
     }
 
+    /// Length of a file and when it was changed last, as its node would see it.
+    pub fn look_at_file(&self, node: usize, root: &Path, rel: &Path) -> Option<(u64, u64)> {
+        self.core.nodes[node].disk.look(root, rel)
+    }
+
     /// Content of a file, as its node would read it.
     pub fn file_content(&self, node: usize, root: &Path, rel: &Path) -> Option<&[u8]> {
         self.core.nodes[node].disk.content(root, rel)
