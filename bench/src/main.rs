@@ -7,6 +7,7 @@
 mod abci;
 mod hash;
 mod machine;
+mod many;
 mod parse;
 mod recheck;
 mod report;
@@ -37,6 +38,8 @@ enum Workload {
     Parse(parse::Options),
     /// Checking files against torrents and making torrents of files, beside other clients.
     Recheck(recheck::Options),
+    /// A hundred thousand torrents in a running seed: memory and time of each, and a restart.
+    Many(many::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Workload::Hash(options) => hash::run(options),
         Workload::Parse(options) => parse::run(options),
         Workload::Recheck(options) => recheck::run(options),
+        Workload::Many(options) => many::run(options),
         Workload::Abci(options) => abci::run(options),
     };
     print!("{}", report.to_text());

@@ -67,12 +67,12 @@ impl Shard {
         }
     }
 
-    /// Takes a listing in that is complete for all we know, as a row. Gives it back when it is not, or
-    /// when it cannot be read again later.
-    pub(super) fn add_cold(&mut self, new: NewListing) -> Result<ListingId, NewListing> {
-        let Identity::Metainfo(metainfo) = &new.identity else { return Err(new) };
+    /// Takes a listing in that is complete for all we know, as a row; `None` when it is not, or when
+    /// it cannot be read again later.
+    pub(super) fn add_cold(&mut self, new: &NewListing) -> Option<ListingId> {
+        let Identity::Metainfo(metainfo) = &new.identity else { return None };
         if !new.is_kept || metainfo.missing_layers().next().is_some() {
-            return Err(new);
+            return None;
         }
         let metainfo = metainfo.clone();
         let geometry = metainfo.info().geometry();
@@ -89,8 +89,9 @@ impl Shard {
             is_same && known.have.count() == count && known.suspect.is_empty()
         });
         let is_there = new.bad_files.is_empty() && !new.is_fresh;
-        if !new.known_complete && !(is_had && is_there) {
-            return Err(new);
+        let is_complete = new.known_complete || (is_had && is_there);
+        if !is_complete {
+            return None;
         }
         let (slot, was) = known.map(|known| (known.slot, known.stamp)).unzip();
         self.recovered.listings.remove(&key);
@@ -135,7 +136,7 @@ impl Shard {
             self.commit_run(id, 0, count);
             self.commit.is_urgent = true;
         }
-        Ok(id)
+        Some(id)
     }
 
     /// The journal has a row's pieces: it may be claimed.

@@ -51,10 +51,9 @@ impl Shard {
         if let Some(id) = self.find_key(&key) {
             return Err(EngineError::Exists { id });
         }
-        let new = match self.add_cold(new) {
-            Ok(id) => return Ok(id),
-            Err(new) => new,
-        };
+        if let Some(id) = self.add_cold(&new) {
+            return Ok(id);
+        }
         let id = new.id;
         let NewListing { identity, place, root, verify_v1, size_max_bytes, .. } = new;
         // Piece layers may be missing from a .torrent file; then they come from peers as well.

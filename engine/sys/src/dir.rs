@@ -484,8 +484,8 @@ fn metadata_of(stat: &Stat) -> Metadata {
     let ns = |seconds: i64, ns: u64| {
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(ns)
     };
-    let modified_ns = ns(stat.st_mtime, stat.st_mtime_nsec as u64);
-    let changed_ns = ns(stat.st_ctime, stat.st_ctime_nsec as u64);
+    let modified_ns = ns(stat.st_mtime, stat.st_mtime_nsec as _);
+    let changed_ns = ns(stat.st_ctime, stat.st_ctime_nsec as _);
     Metadata {
         kind: kind_of(stat),
         len_bytes: stat.st_size as u64,

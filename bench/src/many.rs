@@ -1,0 +1,298 @@
+//! Workload `many`: a running seed takes in torrent after torrent. What each costs in memory and time,
+//! whether any of them is served when asked for, and how long a restart takes.
+//!
+//! The payload is sparse files of zeros, which really verify; the `.torrent` bytes are a few KB each.
+//! Time counts from the bytes of a `.torrent` file in memory: parse, look at the payload, keep the
+//! metainfo, journal. The same files written and looked at by plain calls are measured beside it: that
+//! part is the disk's.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use ringseed_core::metainfo::Metainfo;
+use ringseed_engine::{AddListing, Config, Engine, Event, Identity, ListingId, Place};
+
+use crate::report::{Bar, Report};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Folder for the data, on the disk that is meant.
+    #[arg(long, default_value = "target/bench-many")]
+    dir: PathBuf,
+    /// Torrents in all, in five steps.
+    #[arg(long, default_value_t = 100_000)]
+    torrents: u32,
+    /// How many of them libtorrent takes in; 0 leaves it out.
+    #[arg(long, default_value_t = 20_000)]
+    libtorrent_torrents: u32,
+}
+
+/// Length of a payload file, and of a piece of it: a `.torrent` of 1.4 KB.
+const FILE_LEN: u64 = 64 << 10;
+const PIECE_LEN: usize = 1 << 10;
+const STEPS: u32 = 5;
+/// Torrents fetched by a peer, chosen over all that were added.
+const FETCHES: u32 = 20;
+
+/// Runs the workload.
+pub fn run(options: &Options) -> Report {
+    let mut report = Report::new("many");
+    if let Err(error) = measure(options, &mut report) {
+        report.fail(error);
+    }
+    report
+}
+
+fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
+    let dir = &options.dir;
+    let data = dir.join("data");
+    let _ = std::fs::remove_dir_all(dir);
+    std::fs::create_dir_all(&data)
+        .map_err(|error| format!("cannot create {}: {error}", data.display()))?;
+    for number in 0..options.torrents {
+        let file = std::fs::File::create(data.join(name_of(number)));
+        file.and_then(|file| file.set_len(FILE_LEN)).map_err(|error| error.to_string())?;
+    }
+    let per_step = options.torrents / STEPS;
+    let disk_us = disk_cost(&dir.join("plain"), &data, per_step.min(20_000))?;
+    let (engine, events) = start(dir, 1)?;
+    // What is touched once, however many there are, is touched before the first reading.
+    add(&engine, &events, &data, 0..64.min(per_step))?;
+    let mut slopes = Vec::new();
+    let mut costs = Vec::new();
+    let mut before = rss_bytes();
+    let mut at = 64.min(per_step);
+    for step in 1..=STEPS {
+        let end = if step == STEPS { options.torrents } else { per_step * step };
+        let count = f64::from(end - at);
+        let (wall, cpu) = add(&engine, &events, &data, at..end)?;
+        let now = rss_bytes();
+        let slope = (now - before) / count;
+        let (wall_us, cpu_us) = (wall * 1e6 / count, cpu * 1e6 / count);
+        report.notes.push(format!(
+            "{end} torrents: {slope:.0} B of memory each, {wall_us:.1} us each (CPU {cpu_us:.1} us), \
+             {:.1} MB resident",
+            now / 1e6
+        ));
+        slopes.push(slope);
+        costs.push(wall_us);
+        (before, at) = (now, end);
+    }
+    report.notes.push(format!("plain calls for the same files: {disk_us:.1} us each"));
+    let status = engine.status();
+    if status.listings != u64::from(options.torrents) || status.listings_active != 0 {
+        report.fail(format!("{} listings, {} active", status.listings, status.listings_active));
+    }
+    let slope = slopes.iter().sum::<f64>() / f64::from(STEPS);
+    costs.sort_by(f64::total_cmp);
+    let cost = costs[costs.len() / 2] - disk_us;
+    report.bars.push(Bar::at_most(
+        "memory of a torrent that nobody asks for, bytes",
+        slope,
+        300.0,
+        None,
+    ));
+    report.bars.push(Bar::at_most("adding a torrent, beyond the disk, us", cost, 20.0, None));
+
+    let slowest = fetch_some(&engine, dir, options.torrents)?;
+    report.bars.push(Bar::at_most("first fetch of any of them, slowest, s", slowest, 1.0, None));
+    engine.shutdown();
+    drop((engine, events));
+
+    let began = Instant::now();
+    let (engine, events) = start(dir, 1)?;
+    let started = began.elapsed().as_secs_f64();
+    let (wall, _) = add(&engine, &events, &data, 0..options.torrents)?;
+    let hashed = engine.status().hashed_bytes;
+    report.notes.push(format!(
+        "restart: {started:.2} s until the journal is read, {wall:.2} s until all {} are served, {hashed} bytes hashed",
+        options.torrents
+    ));
+    if hashed > 0 {
+        report.fail("the restart hashed what it knew".to_owned());
+    }
+    engine.shutdown();
+    if options.libtorrent_torrents > 0 {
+        libtorrent(dir, &data, options.libtorrent_torrents.min(options.torrents), slope, report);
+    }
+    let _ = std::fs::remove_dir_all(dir);
+    Ok(())
+}
+
+fn name_of(number: u32) -> String {
+    format!("listing-{number:06}.bin")
+}
+
+/// The `.torrent` of a file of zeros (BEP 3).
+fn torrent(number: u32) -> Vec<u8> {
+    use sha1::Digest as _;
+    let sha1: [u8; 20] = sha1::Sha1::digest([0; PIECE_LEN]).into();
+    let pieces = sha1.repeat(FILE_LEN as usize / PIECE_LEN);
+    let name = name_of(number);
+    let mut bytes = format!(
+        "d4:infod6:lengthi{FILE_LEN}e4:name{}:{name}12:piece lengthi{PIECE_LEN}e6:pieces{}:",
+        name.len(),
+        pieces.len()
+    )
+    .into_bytes();
+    bytes.extend_from_slice(&pieces);
+    bytes.extend_from_slice(b"ee");
+    bytes
+}
+
+fn start(dir: &Path, number: u8) -> Result<(Engine, Receiver<Event>), String> {
+    let mut peer_id = *b"-RS0100-bench0000000";
+    peer_id[19] = number;
+    let mut config = Config::new(dir.join(format!("state-{number}")), peer_id);
+    config.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    Engine::start(config).map_err(|error| error.to_string())
+}
+
+/// Adds torrents and waits until all are claimed; seconds on the clock and of this process's processors.
+fn add(
+    engine: &Engine,
+    events: &Receiver<Event>,
+    data: &Path,
+    numbers: std::ops::Range<u32>,
+) -> Result<(f64, f64), String> {
+    // A few at a time, so that what is made here does not count as memory of the engine.
+    let (mut wall, mut cpu) = (Duration::ZERO, 0.0);
+    let mut waiting = numbers.len();
+    let mut next = numbers.start;
+    while waiting > 0 {
+        let end = (next + 512).min(numbers.end);
+        let torrents: Vec<Vec<u8>> = (next..end).map(torrent).collect();
+        next = end;
+        let (began, cpu_began) = (Instant::now(), cpu_seconds());
+        for bytes in torrents {
+            let metainfo = Metainfo::parse(&bytes).map_err(|error| error.to_string())?;
+            let added = engine.add(AddListing {
+                identity: Identity::Metainfo(Arc::new(metainfo)),
+                place: Place::InPlace(data.to_path_buf()),
+                verify_v1: true,
+                known_complete: true,
+                size_max_bytes: None,
+                peers: Vec::new(),
+                private_to_market: false,
+            });
+            added.map_err(|error| error.to_string())?;
+        }
+        let wanted = numbers.end - end;
+        while waiting > wanted as usize {
+            match events.recv_timeout(Duration::from_secs(20)) {
+                Ok(Event::Complete { .. }) => waiting -= 1,
+                Ok(event) => return Err(format!("{event:?}")),
+                Err(error) => return Err(format!("{waiting} not complete: {error}")),
+            }
+        }
+        wall += began.elapsed();
+        cpu += cpu_seconds() - cpu_began;
+    }
+    Ok((wall.as_secs_f64(), cpu))
+}
+
+/// What the disk costs: the same bytes written to new files in the same kind of folder, and the payload
+/// looked at; microseconds each.
+fn disk_cost(dir: &Path, data: &Path, count: u32) -> Result<f64, String> {
+    let io = |error: std::io::Error| error.to_string();
+    (0..256)
+        .try_for_each(|at| std::fs::create_dir_all(dir.join(format!("{at:02x}"))))
+        .map_err(io)?;
+    let torrents: Vec<Vec<u8>> = (0..count).map(torrent).collect();
+    let began = Instant::now();
+    for (number, bytes) in (0..).zip(&torrents) {
+        std::fs::metadata(data.join(name_of(number))).map_err(io)?;
+        let path = dir.join(format!("{:02x}/{number:040x}.torrent", number % 256));
+        std::fs::write(path, bytes).map_err(io)?;
+    }
+    let micros = began.elapsed().as_secs_f64() * 1e6 / f64::from(count);
+    std::fs::remove_dir_all(dir).map_err(io)?;
+    Ok(micros)
+}
+
+/// A peer fetches some of them, one after the other; seconds that the slowest took.
+fn fetch_some(seed: &Engine, dir: &Path, torrents: u32) -> Result<f64, String> {
+    let (leech, events) = start(dir, 2)?;
+    let addr = seed.local_addr().ok_or("the seed does not listen")?;
+    let mut slowest: f64 = 0.0;
+    for at in 0..FETCHES {
+        // Spread over all of them, in no order of theirs.
+        let number = ((u64::from(at) * 2_654_435_761) % u64::from(torrents)) as u32;
+        let metainfo = Metainfo::parse(&torrent(number)).map_err(|error| error.to_string())?;
+        let into = dir.join("into");
+        let began = Instant::now();
+        let id: ListingId = leech
+            .add(AddListing {
+                identity: Identity::Metainfo(Arc::new(metainfo)),
+                place: Place::Owned(into.clone()),
+                verify_v1: true,
+                known_complete: false,
+                size_max_bytes: None,
+                peers: vec![addr],
+                private_to_market: false,
+            })
+            .map_err(|error| error.to_string())?;
+        loop {
+            match events.recv_timeout(Duration::from_secs(20)) {
+                Ok(Event::Complete { id: of }) if of == id => break,
+                Ok(Event::Failed { error, .. }) => return Err(error.to_string()),
+                Ok(_) => {}
+                Err(error) => return Err(format!("listing {number} is not served: {error}")),
+            }
+        }
+        slowest = slowest.max(began.elapsed().as_secs_f64());
+        let bytes = std::fs::read(into.join(name_of(number))).map_err(|error| error.to_string())?;
+        if bytes.len() as u64 != FILE_LEN || bytes.iter().any(|&byte| byte != 0) {
+            return Err(format!("listing {number} came with wrong bytes"));
+        }
+    }
+    leech.shutdown();
+    Ok(slowest)
+}
+
+/// libtorrent takes the same torrents in without looking at the data (`seed_mode`).
+fn libtorrent(dir: &Path, data: &Path, count: u32, ours: f64, report: &mut Report) {
+    let folder = dir.join("torrents");
+    let written = std::fs::create_dir_all(&folder).and_then(|()| {
+        (0..count).try_for_each(|number| {
+            std::fs::write(folder.join(format!("{number:06}.torrent")), torrent(number))
+        })
+    });
+    if let Err(error) = written {
+        return report.fail(error.to_string());
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/libtorrent_many.py");
+    let output = Command::new("python3").arg(script).arg(&folder).arg(data).output();
+    let text = output.ok().filter(|output| output.status.success());
+    let text = text.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let figures: Option<(f64, f64)> = text.as_deref().and_then(|text| {
+        let (bytes, micros) = text.trim().split_once(' ')?;
+        Some((bytes.parse().ok()?, micros.parse().ok()?))
+    });
+    match figures {
+        Some((bytes, micros)) => report.notes.push(format!(
+            "libtorrent, {count} torrents in seed mode: {bytes:.0} B of memory each ({:.0} x), {micros:.0} us each",
+            bytes / ours
+        )),
+        None => report.notes.push("libtorrent is left out: pip install libtorrent".to_owned()),
+    }
+}
+
+/// Resident memory of this process, in bytes (`proc_pid_statm(5)`).
+fn rss_bytes() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    pages * rustix::param::page_size() as f64
+}
+
+/// Processor seconds of this process so far.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
