@@ -46,7 +46,11 @@ fn request(source: &mut Source<'_>) -> Request {
             let height = source.u64() as i64;
             let txs = (0..source.below(4)).map(|_| noise(4, usize::from(source.u16())).into());
             let txs = txs.collect();
-            request::Value::FinalizeBlock(RequestFinalizeBlock { txs, height, ..Default::default() })
+            request::Value::FinalizeBlock(RequestFinalizeBlock {
+                txs,
+                height,
+                ..Default::default()
+            })
         }
         3 => request::Value::Query(RequestQuery {
             data: source.bytes(40).to_vec().into(),

@@ -75,12 +75,13 @@ fn read(bytes: &[u8]) {
 /// once, with a right signature, convince.
 fn certificate(source: &mut Source<'_>) {
     let powers: [u64; market::KEYS] = std::array::from_fn(|_| u64::from(source.byte() % 8));
-    let validators = powers.iter().enumerate().map(|(n, power)| Validator {
-        key: market::key(n).public().0,
-        power: *power,
-    });
+    let validators = powers
+        .iter()
+        .enumerate()
+        .map(|(n, power)| Validator { key: market::key(n).public().0, power: *power });
     let set = ValidatorSet::new(validators);
-    let (height, round, id) = (1 + source.below(3) as u64, source.below(3) as u32, BlockId([5; 32]));
+    let (height, round, id) =
+        (1 + source.below(3) as u64, source.below(3) as u32, BlockId([5; 32]));
     let mut signatures = Vec::new();
     let mut honest = [false; market::KEYS];
     let mut is_clean = true;
@@ -110,7 +111,8 @@ fn certificate(source: &mut Source<'_>) {
     certificate.encode(&mut bytes);
     let mut reader = Reader::new(&bytes);
     assert_eq!(Certificate::decode(&mut reader).as_ref(), Ok(&certificate));
-    let signed: u64 = powers.iter().zip(honest).filter(|(_, on)| *on).map(|(power, _)| *power).sum();
+    let signed: u64 =
+        powers.iter().zip(honest).filter(|(_, on)| *on).map(|(power, _)| *power).sum();
     let total: u64 = powers.iter().sum();
     let is_right = is_clean && signed * 3 > total * 2;
     let verdict = certificate.verify_id(&GENESIS, height, &set, &id);

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use ringseed_core::merkle::{Hash, TreeShape, UpperTree, piece_layer_from_leaves, root_from_leaves};
+use ringseed_core::merkle::{
+    Hash, TreeShape, UpperTree, piece_layer_from_leaves, root_from_leaves,
+};
 use ringseed_core::swarm::PeerKey;
 use ringseed_core::wire::hashes::{HashesError, Verified, check_request};
 use ringseed_core::wire::{HashFetch, HashRequest};
@@ -23,15 +25,15 @@ struct File {
 }
 
 /// Files of few leaves, of just more than one request, and of odd counts.
-static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
-    [2, 3, 5, 8, 31, 513, 700, 2_100].map(File::new).into()
-});
+static FILES: LazyLock<Vec<File>> =
+    LazyLock::new(|| [2, 3, 5, 8, 31, 513, 700, 2_100].map(File::new).into());
 
 impl File {
     fn new(leaf_count: u64) -> Self {
         let leaves: Vec<Hash> = (0..leaf_count).map(|at| noise32(leaf_count << 32 | at)).collect();
         let shape = TreeShape::of_file(leaf_count * 16_384).expect("a file with bytes");
-        let (root, layer) = (root_from_leaves(&leaves), piece_layer_from_leaves(&leaves, PIECE_LAYER));
+        let (root, layer) =
+            (root_from_leaves(&leaves), piece_layer_from_leaves(&leaves, PIECE_LAYER));
         let upper = if shape.layer_count() < PIECE_LAYER { vec![root] } else { layer.clone() };
         let tree = UpperTree::new(shape, PIECE_LAYER, &upper, &root).expect("its own layer");
         Self { leaves, layer, shape, tree, root }

@@ -1,115 +1,192 @@
-//! The journal of what is on disk, after a tear, rot, or a foreign hand.
+//! The journal of what is on disk, after a tear, rot, a lost file, or a foreign hand.
 
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
-use ringseed_engine::store::RecoveredState;
-use ringseed_engine::store::journal::{
-    JournalError, JournalSlot, JournalWriter, ListingKey, Recovered, replay,
-};
+use ringseed_engine::store::files::{Found, JournalFiles, build_checkpoint, find, name_of};
+use ringseed_engine::store::journal::{JournalSlot, JournalWriter, ListingKey, Stamp};
+use ringseed_engine::store::{FileKind, Recovered, RecoveredState};
 
 use crate::source::{Source, damage};
 
-/// What a replay believes is what was believed after some beginning of the records: nothing that came
+/// A folder in memory.
+#[derive(Clone, Default)]
+struct Folder(BTreeMap<String, Vec<u8>>);
+
+impl JournalFiles for Folder {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.keys().cloned().collect())
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn Read + '_>> {
+        let bytes = self.0.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(bytes.as_slice()))
+    }
+}
+
+impl Folder {
+    fn find(&self) -> Option<Found> {
+        find(self).expect("memory can be read").ok()
+    }
+
+    fn append(&mut self, generation: u64, bytes: &[u8]) {
+        self.0.entry(name_of(FileKind::Log, generation)).or_default().extend_from_slice(bytes);
+    }
+}
+
+/// What a start believes is what was believed after some beginning of the records: nothing that came
 /// later, nothing that never was, and never a piece that was given up in between.
 pub fn run(data: &[u8]) {
-    if let Ok(recovered) = replay(data) {
-        go_on(recovered);
+    for name in [name_of(FileKind::Log, 0), name_of(FileKind::Checkpoint, 3), "journal".into()] {
+        let folder = Folder([(name, data.to_vec())].into());
+        if let Some(found) = folder.find() {
+            go_on(&folder, found);
+        }
     }
     let mut source = Source::new(data);
-    let generation = [1, 0, u64::from(u32::MAX), u64::MAX][source.below(4)];
-    let mut writer = JournalWriter::new(generation);
-    let (_, mut file) = writer.take_pending().expect("a header");
-    // What is believed behind each record, the header counted as none.
-    let mut beliefs = vec![replay(&file).expect("its own header")];
-    let mut records: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut folder = Folder::default();
+    let first = [1, 0, u64::from(u32::MAX), u64::MAX - 9][source.below(4)];
+    let mut writer = JournalWriter::new(first, 0, 0);
+    let mut beliefs = vec![Recovered::default()];
+    // Where each record stands: its file, and its place there.
+    let mut records: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
     let mut slots: Vec<JournalSlot> = Vec::new();
-    for _ in 0..source.below(12) {
-        write(&mut source, &mut writer, &mut slots);
-        let Some((at, bytes)) = writer.take_pending() else { continue };
-        assert_eq!(at, file.len() as u64);
-        file.extend_from_slice(&bytes);
-        records.push(at as usize..file.len());
-        beliefs.push(replay(&file).expect("its own header"));
-        assert_eq!(beliefs[beliefs.len() - 1].torn_bytes, 0, "our own records are whole");
-    }
-    match source.below(4) {
-        0 => {
-            damage(&mut source, &mut file);
+    for _ in 0..source.below(14) {
+        let (generation, before) = (writer.generation(), writer.log_len());
+        if source.byte() == 0x77 {
+            // The log is closed, and what it says made short.
+            flush(&mut writer, &mut folder);
+            let next = records.len() as u64;
+            writer.begin_log(generation + 1);
+            flush(&mut writer, &mut folder);
+            let mut checkpoint = Vec::new();
+            let made = build_checkpoint(&folder, generation + 1, next, &mut checkpoint);
+            let made = made.expect("closed logs are whole");
+            folder.0.insert(name_of(FileKind::Checkpoint, generation + 1), checkpoint);
+            if source.flag() {
+                made.superfluous.iter().for_each(|name| drop(folder.0.remove(name)));
+            }
+            continue;
         }
-        1 if !records.is_empty() => {
+        if !write(&mut source, &mut writer, &mut slots) {
+            continue;
+        }
+        let end = writer.log_len() as usize;
+        flush(&mut writer, &mut folder);
+        records.push((generation, before as usize..end));
+        let found = folder.find().expect("our own records");
+        assert_eq!(found.sequence, records.len() as u64, "our own records are read to the end");
+        beliefs.push(found.recovered);
+    }
+    harm(&mut source, &mut folder, &records);
+    let Some(found) = folder.find() else { return };
+    let believed = &found.recovered;
+    assert!(beliefs.contains(believed), "a belief that never was: {believed:?}");
+    go_on(&folder, found);
+}
+
+fn flush(writer: &mut JournalWriter, folder: &mut Folder) {
+    if let Some((_, bytes)) = writer.take_pending() {
+        folder.append(writer.generation(), &bytes);
+    }
+}
+
+/// What disks, cuts and hands do to the files.
+fn harm(source: &mut Source<'_>, folder: &mut Folder, records: &[(u64, std::ops::Range<usize>)]) {
+    let names: Vec<String> = folder.0.keys().cloned().collect();
+    let Some(name) = names.get(source.below(names.len().max(1))) else { return };
+    match source.below(6) {
+        0 => drop(damage(source, folder.0.get_mut(name).expect("it is there"))),
+        1 => drop(folder.0.remove(name)),
+        2 if !records.is_empty() => {
             // A record twice, in another place, or gone: sectors that were written late or never.
-            let (one, other) = (source.below(records.len()), source.below(records.len()));
-            let (one, other) = (records[one].clone(), records[other].clone());
-            match source.below(3) {
+            let (from, one) = records[source.below(records.len())].clone();
+            let (to, other) = records[source.below(records.len())].clone();
+            let Some(file) = folder.0.get(&name_of(FileKind::Log, from)) else { return };
+            let copy = file[one.clone()].to_vec();
+            let step = source.below(3);
+            let at = if step == 0 { from } else { to };
+            let Some(file) = folder.0.get_mut(&name_of(FileKind::Log, at)) else { return };
+            match step {
                 0 => drop(file.drain(one)),
-                1 => {
-                    let copy = file[one].to_vec();
-                    file.splice(other.start..other.start, copy);
-                }
-                _ => {
-                    let copy = file[one].to_vec();
-                    file.splice(other, copy);
-                }
+                1 => drop(file.splice(other.start..other.start, copy)),
+                _ => drop(file.splice(other, copy)),
             }
         }
-        2 => {
+        3 => {
             // Zeros, as behind the end of a file whose room was taken ahead.
-            let torn = source.below(64).min(file.len());
-            let end = file.len() - torn;
+            let file = folder.0.get_mut(name).expect("it is there");
+            let end = file.len() - source.below(64).min(file.len());
             file[end..].fill(0);
             file.resize(file.len() + source.below(200), 0);
         }
-        _ => {
-            // What an older generation left behind on the same sectors.
-            let mut older = JournalWriter::new(generation.wrapping_sub(1));
-            older.take_pending();
-            write(&mut source, &mut older, &mut Vec::new());
-            let (_, bytes) = older.take_pending().unwrap_or_default();
-            file.extend_from_slice(&bytes);
+        4 => {
+            // One file under the name of another.
+            let file = folder.0[name].clone();
+            let other = &names[source.below(names.len())];
+            folder.0.insert(other.clone(), file);
         }
-    }
-    match replay(&file) {
-        Err(JournalError::Header | JournalError::Version { .. }) => {}
-        Ok(recovered) => {
-            let is_same = |belief: &Recovered| {
-                (belief.generation, &belief.listings) == (recovered.generation, &recovered.listings)
-            };
-            assert!(beliefs.iter().any(is_same), "a belief that never was: {recovered:?}");
-            go_on(recovered);
+        _ => {
+            // A foreign file with right checksums: whatever it says, a start must get through it.
+            let [generation, sequence] = [source.u64(), u64::from(source.edgy())];
+            let mut foreign = JournalWriter::new(generation, sequence, 0);
+            write(source, &mut foreign, &mut Vec::new());
+            let mut alone = Folder::default();
+            flush(&mut foreign, &mut alone);
+            if let Some(found) = alone.find() {
+                go_on(&alone, found);
+            }
         }
     }
 }
 
-/// Starts again from what was recovered: the checkpoint says the same.
-fn go_on(recovered: Recovered) {
-    let wanted = recovered.listings.clone();
-    for listing in wanted.values() {
+/// Starts again from what was found, twice: the second start believes the same.
+fn go_on(folder: &Folder, found: Found) {
+    for listing in found.recovered.listings.values() {
         let pieces = listing.have.iter().chain(listing.suspect.iter());
         assert!(pieces.take(1 << 12).all(|piece| piece < listing.piece_count), "a piece too many");
     }
-    let (_, checkpoint) = RecoveredState::begin(recovered);
-    let again = replay(&checkpoint).expect("its own checkpoint");
-    assert_eq!(again.torn_bytes, 0);
-    assert_eq!(again.listings, wanted, "a checkpoint says something else");
+    let (wanted, generation) = (found.recovered.clone(), found.generation);
+    let mut folder = folder.clone();
+    found.damaged.iter().for_each(|name| drop(folder.0.remove(name)));
+    let (_, header) = RecoveredState::begin(found);
+    folder.append(generation, &header);
+    let again = folder.find().expect("a journal of our own");
+    assert_eq!(again.recovered, wanted, "the next start believes something else");
+    assert!(again.generation > generation, "a log is begun twice");
 }
 
-fn write(source: &mut Source<'_>, writer: &mut JournalWriter, slots: &mut Vec<JournalSlot>) {
+/// Appends one record, if there is one to append.
+fn write(
+    source: &mut Source<'_>,
+    writer: &mut JournalWriter,
+    slots: &mut Vec<JournalSlot>,
+) -> bool {
     let slot = slots.get(source.below(slots.len().max(1))).copied().unwrap_or_default();
     let runs = |source: &mut Source<'_>| -> Vec<(u32, u32)> {
-        let count = if source.byte() == 0x80 { 70 } else { source.below(4) };
-        (0..count).map(|_| (source.below(40) as u32, source.below(20) as u32)).collect()
+        (0..1 + source.below(4))
+            .map(|_| (source.below(30) as u32, source.below(10) as u32))
+            .collect()
     };
-    match source.below(8) {
+    match source.below(9) {
         0 | 1 => {
             let n = source.below(4) as u8;
             let key = if n == 3 { ListingKey::V1([n; 20]) } else { ListingKey::V2([n; 32]) };
             let folder = PathBuf::from(String::from_utf8_lossy(source.bytes(20)).into_owned());
             slots.push(writer.added(key, source.u64(), 40, source.flag(), folder));
         }
+        // A record of a listing that was never added would end the replay.
+        2.. if slots.is_empty() => return false,
         2 => writer.intent(slot, runs(source)),
         3 | 4 => writer.have(slot, runs(source)),
         5 => writer.lost(slot, runs(source)),
-        6 => writer.removed(slot),
+        6 => {
+            slots.retain(|other| *other != slot);
+            writer.removed(slot);
+        }
+        7 => writer.stamped(slot, Stamp { newest_ns: 5, digest: source.byte().into() }),
         _ => writer.clean_stop(),
     }
+    true
 }

@@ -82,10 +82,7 @@ fn in_parts(source: &mut Source<'_>) {
 }
 
 /// Messages that arrive bit by bit, begun, fed, finished and given up in any order.
-fn lanes<const LEN: usize>(
-    source: &mut Source<'_>,
-    plain: fn(&[u8]) -> [u8; LEN],
-) {
+fn lanes<const LEN: usize>(source: &mut Source<'_>, plain: fn(&[u8]) -> [u8; LEN]) {
     let mut set = LaneSet::<LEN>::new(1 + source.below(24));
     let mut jobs: Vec<(Job, Vec<u8>)> = Vec::new();
     let junk = noise(9, LEN_MAX);

@@ -19,6 +19,7 @@ pub mod journal;
 pub mod lanes;
 pub mod ledger_blocks;
 pub mod ledger_tx;
+pub mod magnet;
 mod market;
 pub mod merkle;
 pub mod message;
@@ -45,6 +46,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "bencode", run: bencode::run },
     Target { name: "metainfo", run: metainfo::run },
+    Target { name: "magnet", run: magnet::run },
     Target { name: "handshake", run: handshake::run },
     Target { name: "wire", run: wire::run },
     Target { name: "message", run: message::run },

@@ -15,9 +15,8 @@ const FOUNDERS: usize = 3;
 
 /// The key of number `n`, the same in every run.
 pub fn key(n: usize) -> &'static SigningKey {
-    static ALL: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
-        (0..KEYS as u8).map(|n| SigningKey::from_seed(&[n + 1; 32])).collect()
-    });
+    static ALL: LazyLock<Vec<SigningKey>> =
+        LazyLock::new(|| (0..KEYS as u8).map(|n| SigningKey::from_seed(&[n + 1; 32])).collect());
     &ALL[n % KEYS]
 }
 

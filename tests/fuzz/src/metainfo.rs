@@ -269,9 +269,7 @@ impl Made {
         match self.lie {
             Some(Lie::OtherLength) => list[0].1 += 1,
             Some(Lie::OtherName) => list[0].0 = Some(b"zz".to_vec()),
-            Some(Lie::FileMissing) => {
-                while list.pop().is_some_and(|(name, _)| name.is_none()) {}
-            }
+            Some(Lie::FileMissing) => while list.pop().is_some_and(|(name, _)| name.is_none()) {},
             Some(Lie::OtherOrder) => {
                 let last = list.len() - 1;
                 list.swap(0, last);

@@ -5,9 +5,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where the files of this process lie. Give it memory to lie on (`TMPDIR=/dev/shm`) when fuzzing.
-static NAME: LazyLock<PathBuf> = LazyLock::new(|| {
-    std::env::temp_dir().join(format!("ringseed-fuzz-{}", std::process::id()))
-});
+static NAME: LazyLock<PathBuf> =
+    LazyLock::new(|| std::env::temp_dir().join(format!("ringseed-fuzz-{}", std::process::id())));
 
 /// A file that is gone when this is dropped.
 pub struct ScratchFile(pub PathBuf);

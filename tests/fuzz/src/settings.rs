@@ -57,6 +57,9 @@ fn values(text: &str) {
     if let Ok(bytes) = units::parse_bytes(text) {
         assert!(bytes < 1 << 63);
         let shown = units::bytes(bytes);
+        if bytes >= 1 << 62 {
+            return; // rounded up, it may be the first size that is too large
+        }
         let again = units::parse_bytes(&shown).expect("what we print we read");
         // Three significant digits.
         assert!(again.abs_diff(bytes) <= bytes / 100 + 1, "{text:?} is {bytes}, shown as {shown}");

@@ -53,7 +53,10 @@ pub fn run(data: &[u8]) {
     }
     check(&bytes, trusted);
     assert!(State::from_snapshot(whole, trusted).is_ok());
-    assert!(State::from_snapshot(whole, &AppHash(source.array())).is_err(), "an app hash is guessed");
+    assert!(
+        State::from_snapshot(whole, &AppHash(source.array())).is_err(),
+        "an app hash is guessed"
+    );
 }
 
 fn check(bytes: &[u8], trusted: &AppHash) {

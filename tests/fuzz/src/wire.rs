@@ -40,8 +40,10 @@ struct Session {
     memory: Memory,
     seen: Vec<Seen>,
     ended: Option<LinkError>,
-    /// What the peer wants and was not told of yet: how often.
+    /// Requests that the shard was told of and has not answered with their block.
     owed: BTreeMap<BlockRef, u32>,
+    /// Blocks and rejects that were sent, by piece, begin and length.
+    answered: BTreeMap<[u32; 3], u32>,
     sent_len_bytes: usize,
 }
 
@@ -55,8 +57,15 @@ impl Session {
         let geometry = (!metadata_first).then(geometry);
         let channel = ChannelConfig { geometry, v2: true, ..ChannelConfig::default() };
         let link = Link::outgoing(now, config, &[TORRENT], channel);
-        let (memory, seen, owed) = (Memory::default(), Vec::new(), BTreeMap::new());
-        Self { link, memory, seen, ended: None, owed, sent_len_bytes: 0 }
+        Self {
+            link,
+            memory: Memory::default(),
+            seen: Vec::new(),
+            ended: None,
+            owed: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            sent_len_bytes: 0,
+        }
     }
 
     fn channel(&mut self) -> &mut Channel {
@@ -102,7 +111,7 @@ impl Session {
     }
 
     /// Sends what waits, and checks that it is what a peer may get.
-    fn transmit(&mut self, now: Instant, list: &mut GatherList) {
+    fn transmit(&mut self, now: Instant, peer: &Peer, list: &mut GatherList) {
         loop {
             self.link.poll_transmit(now, list);
             if list.is_empty() {
@@ -116,6 +125,8 @@ impl Session {
                 if let GatherItem::Block { block, .. } = item {
                     let owed = self.owed.get_mut(block).filter(|owed| **owed > 0);
                     *owed.expect("a block is answered twice, or was never asked for") -= 1;
+                    let raw = [block.piece().get(), block.begin(), block.len()];
+                    *self.answered.entry(raw).or_default() += 1;
                     // The header stays in the stream; make it a message that the reader below skips.
                     stream = without_header(&stream, *block);
                 }
@@ -124,19 +135,23 @@ impl Session {
             self.link.handle_transmitted(now);
         }
         self.sent_len_bytes = 0;
+        for (block, answers) in &self.answered {
+            let asked = peer.asked.get(block).copied().unwrap_or_default();
+            assert!(*answers <= asked, "{answers} answers to {asked} requests for {block:?}");
+        }
     }
 
     /// Reads back our own messages: all of them are whole, and rejects answer requests.
     fn read_own(&mut self, mut stream: &[u8]) {
-        let limits = FrameLimits { bitfield_len: Some(geometry().piece_count().div_ceil(8)), hashes_max: 64 };
+        let limits = FrameLimits {
+            bitfield_len: Some(geometry().piece_count().div_ceil(8)),
+            hashes_max: 64,
+        };
         while let Some(prefix) = stream.first_chunk::<4>() {
             let len = 4 + u32::from_be_bytes(*prefix) as usize;
             let message = Message::decode(&stream[..len], limits).expect("a message of ours");
-            if let Message::Reject(raw) = message
-                && let Ok(block) = geometry().block(raw.piece, raw.begin, raw.len)
-                && let Some(owed) = self.owed.get_mut(&block).filter(|owed| **owed > 0)
-            {
-                *owed -= 1;
+            if let Message::Reject(raw) = message {
+                *self.answered.entry([raw.piece, raw.begin, raw.len]).or_default() += 1;
             }
             stream = &stream[len..];
         }
@@ -169,8 +184,7 @@ pub fn run(data: &[u8]) {
             0..=127 => peer.say(&mut source, pair[0].link.channel(ChannelId::STOCK)),
             // What it wrote arrives: the one in cuts, the other byte by byte.
             128..=175 => {
-                let len = usize::from(source.u16() % 4096).min(peer.stream.len());
-                let bytes: Vec<u8> = peer.stream.drain(..len).collect();
+                let bytes = peer.arrive(usize::from(source.u16() % 4096));
                 let (cut, nowhere_of) = (1 + source.below(3000), source.byte().into());
                 pair[0].receive(now, &bytes, cut, nowhere_of);
                 pair[1].receive(now, &bytes, 1, 1);
@@ -189,7 +203,7 @@ pub fn run(data: &[u8]) {
                     let act = source.clone();
                     let mut ends = [act.clone(), act];
                     for (session, source) in pair.iter_mut().zip(&mut ends) {
-                        step(session, source, now, attached, &mut list);
+                        step(session, source, (now, attached), &peer, &mut list);
                     }
                     source = ends.into_iter().next().expect("two of them");
                 }
@@ -208,7 +222,7 @@ pub fn run(data: &[u8]) {
     }
     for session in &mut pair {
         if session.ended.is_none() {
-            session.transmit(now, &mut list);
+            session.transmit(now, &peer, &mut list);
         }
     }
 }
@@ -217,8 +231,8 @@ pub fn run(data: &[u8]) {
 fn step(
     session: &mut Session,
     source: &mut Source<'_>,
-    now: Instant,
-    attached: bool,
+    (now, attached): (Instant, bool),
+    peer: &Peer,
     list: &mut GatherList,
 ) {
     match source.below(12) {
@@ -271,7 +285,7 @@ fn step(
             session.channel().send_metadata_piece(0, 10, &[0; 10]);
             session.channel().send_metadata_request(source.byte().into());
         }
-        _ => session.transmit(now, list),
+        _ => session.transmit(now, peer, list),
     }
     session.drain();
 }

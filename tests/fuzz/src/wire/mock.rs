@@ -96,9 +96,10 @@ impl Landed for Memory {
     }
 
     fn place(&mut self, _: ChannelId, block: BlockRef) -> Option<&mut [u8]> {
-        let planned = self.plan.slots.iter().any(
-            |slot| matches!(slot, PlanSlot::Block { block: other, .. } if *other == block),
-        );
+        let planned =
+            self.plan.slots.iter().any(
+                |slot| matches!(slot, PlanSlot::Block { block: other, .. } if *other == block),
+            );
         if self.is_nowhere(block) && !planned {
             return None;
         }

@@ -1,5 +1,7 @@
 //! A peer that says what the input tells it to: mostly sense, in any order.
 
+use std::collections::BTreeMap;
+
 use ringseed_core::wire::extension::{MetadataMessage, OwnHandshake, ours};
 use ringseed_core::wire::message::{Message, RawBlock, piece_header};
 use ringseed_core::wire::{Channel, Handshake, HashRequest, PeerId, Reserved};
@@ -12,6 +14,10 @@ use crate::source::Source;
 pub struct Peer {
     /// Bytes on their way.
     pub stream: Vec<u8>,
+    /// How often it has asked for a block, as piece, begin and length, in what has arrived.
+    pub asked: BTreeMap<[u32; 3], u32>,
+    /// What has arrived of the message at hand; the handshake stands in front of the first.
+    unread: Vec<u8>,
     /// How many of our requests it has answered in a row without our hearing of it.
     ahead: usize,
 }
@@ -21,7 +27,32 @@ impl Peer {
     pub fn new(reserved: Reserved) -> Self {
         let peer_id = PeerId(*b"-XX0001-abcdefghijkl");
         let stream = Handshake { reserved, wire_id: TORRENT, peer_id }.encode().to_vec();
-        Self { stream, ahead: 0 }
+        Self { stream, asked: BTreeMap::new(), unread: Vec::new(), ahead: 0 }
+    }
+
+    /// Lets at most `len` bytes arrive, and counts the requests in them by a reader of its own.
+    pub fn arrive(&mut self, len: usize) -> Vec<u8> {
+        let bytes: Vec<u8> = self.stream.drain(..len.min(self.stream.len())).collect();
+        self.unread.extend_from_slice(&bytes);
+        let mut at = 0;
+        while let Some(rest) = self.unread.get(at..).filter(|rest| !rest.is_empty()) {
+            if rest.starts_with(b"\x13BitTorrent") && rest.len() >= 68 {
+                at += 68;
+                continue;
+            }
+            let Some(prefix) = rest.first_chunk::<4>() else { break };
+            let end = 4 + u32::from_be_bytes(*prefix) as usize;
+            let Some(message) = rest.get(4..end) else { break };
+            if let [6, body @ ..] = message
+                && let ([piece, begin, len], []) = body.as_chunks::<4>()
+            {
+                let block = [*piece, *begin, *len].map(u32::from_be_bytes);
+                *self.asked.entry(block).or_default() += 1;
+            }
+            at += end;
+        }
+        self.unread.drain(..at);
+        bytes
     }
 
     /// Writes one message.
@@ -90,7 +121,8 @@ impl Peer {
                     1 => Message::HashReject(request),
                     _ => {
                         let hashes = vec![9; 32 * source.below(6)];
-                        return Message::Hashes { request, hashes: &hashes }.encode(&mut self.stream);
+                        return Message::Hashes { request, hashes: &hashes }
+                            .encode(&mut self.stream);
                     }
                 }
             }
