@@ -80,7 +80,7 @@ impl<'a> Naive<'a> {
     }
 }
 
-fn tree_of<'a>(value: Value<'_, 'a>) -> Tree<'a> {
+fn tree_of<'a>(value: Value<'a>) -> Tree<'a> {
     if let Some(int) = value.as_int() {
         Tree::Int(int)
     } else if let Some(bytes) = value.as_bytes() {

@@ -36,8 +36,8 @@ pub fn run(data: &[u8]) {
     }
     let handshake = handshake.expect("the strict decoder takes it");
     // A number that both take: the reader knows 63 bits and no more.
-    let number = |value: Option<Value<'_, '_>>| value.and_then(|value| value.as_u64());
-    let small = |value: Option<Value<'_, '_>>| {
+    let number = |value: Option<Value<'_>>| value.and_then(|value| value.as_u64());
+    let small = |value: Option<Value<'_>>| {
         number(value).and_then(|value| u32::try_from(value).ok()).filter(|&value| value != 0)
     };
     assert_eq!(handshake.metadata_len_bytes, small(root.get(b"metadata_size")));
