@@ -183,6 +183,31 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The same with no more connections and open files than `descriptors` (of `RLIMIT_NOFILE`) carry, a
+    /// tenth of them and a reserve for the rest of the program left over: a listener that runs out of
+    /// descriptors serves nobody.
+    pub(crate) fn within_descriptors(mut self, descriptors: u64) -> Self {
+        let of_u64 = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        // A file may take two: one past the page cache, one through it.
+        let open_files_max = self.open_files_max.min(of_u64(descriptors / 8)).max(1);
+        let reserve = (descriptors / 4).min(64);
+        let rest = descriptors - descriptors / 10;
+        let rest = rest.saturating_sub(reserve + 2 * u64::from(open_files_max));
+        let peers_max = self.peers_max.min(of_u64(rest)).max(1);
+        if (peers_max, open_files_max) != (self.peers_max, self.open_files_max) {
+            tracing::warn!(
+                descriptors,
+                peers_max,
+                open_files_max,
+                "fewer connections and files than configured: raise the limit of open files (ulimit -n, LimitNOFILE=)"
+            );
+        }
+        (self.peers_max, self.open_files_max) = (peers_max, open_files_max);
+        self
+    }
+}
+
 /// Refuses a rate below one block (16 KiB) per second, which no request would ever get through.
 fn check_upload_rate(rate: u64) -> Result<(), ConfigError> {
     if rate < 16 << 10 { Err(ConfigError::UploadRate { rate }) } else { Ok(()) }
@@ -197,6 +222,20 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         assert_eq!(Config::new("state", [7; 20]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn connections_and_files_fit_into_the_descriptors() {
+        let good = Config::new("state", [7; 20]);
+        let plenty = good.clone().within_descriptors(20_000);
+        assert_eq!((plenty.peers_max, plenty.open_files_max), (512, 256));
+        for descriptors in [8, 64, 256, 1024] {
+            let few = good.clone().within_descriptors(descriptors);
+            let taken = u64::from(few.peers_max) + 2 * u64::from(few.open_files_max);
+            assert!(few.peers_max >= 1 && few.open_files_max >= 1);
+            assert!(taken <= descriptors * 9 / 10, "{descriptors}: {few:?}");
+        }
+        assert!(good.within_descriptors(64).peers_max >= 20);
     }
 
     #[test]

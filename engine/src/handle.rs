@@ -66,6 +66,7 @@ impl Engine {
     /// refused. Nothing runs then.
     pub fn start(config: Config) -> Result<(Engine, Receiver<Event>), EngineError> {
         config.validate()?;
+        let config = config.within_descriptors(ringseed_sys::process::open_files_limit().0);
         let lock = lock_state_dir(&config.state_dir)?;
         let (state, recovered) = store::open_state_dir(&config.state_dir, config.durable)?;
         let arena = Arena::new(config.arena_len_bytes).map_err(|source| EngineError::Io {

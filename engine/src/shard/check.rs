@@ -74,6 +74,10 @@ impl Shard {
         let Some(geometry) = active.geometry().cloned() else { return };
         let check = active.check.get_or_insert_default();
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
+            // Under check already: whoever asks again and again for lost leaves gets one check of them.
+            if check.pieces.contains(piece.get()) {
+                continue;
+            }
             for extent in geometry.extents_of_piece(piece) {
                 if check.queue.back() != Some(&extent) {
                     check.queue.push_back(extent);

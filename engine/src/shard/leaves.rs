@@ -160,8 +160,9 @@ impl Shard {
         if answer.is_none() {
             self.remake_leaves(&read_range(&read), listing);
         }
+        let may_answer = answer.as_ref().is_some_and(|all| self.may_answer(conn, all.len() * 32));
         let Some(channel) = self.conns.get_mut(&conn).and_then(Conn::channel_mut) else { return };
-        match answer {
+        match answer.filter(|_| may_answer) {
             Some(hashes) => channel.send_hashes(request, &hashes),
             None => channel.send_hash_reject(request),
         }

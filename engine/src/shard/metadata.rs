@@ -459,12 +459,13 @@ impl Shard {
 
     /// Gives a piece of the info dict (BEP 9).
     pub(super) fn serve_metadata(&mut self, id: ConnId, listing: ListingId, index: u32) {
+        let may_answer = self.may_answer(id, METADATA_PIECE_LEN);
         let metainfo = self.active.get(&listing).and_then(|active| active.metainfo.clone());
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
         let raw = metainfo.as_ref().map_or(&[][..], |metainfo| metainfo.info().raw());
         match raw.chunks(METADATA_PIECE_LEN).nth(index as usize) {
-            Some(data) => channel.send_metadata_piece(index, raw.len() as u32, data),
-            None => channel.send_metadata_reject(index),
+            Some(data) if may_answer => channel.send_metadata_piece(index, raw.len() as u32, data),
+            _ => channel.send_metadata_reject(index),
         }
         self.touched.insert(id);
     }
@@ -477,8 +478,9 @@ impl Shard {
         if answer.is_none() && self.read_leaves(id, listing, request) {
             return;
         }
+        let may_answer = answer.as_ref().is_some_and(|all| self.may_answer(id, all.len() * 32));
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
-        match answer {
+        match answer.filter(|_| may_answer) {
             Some(hashes) => channel.send_hashes(request, &hashes),
             None => channel.send_hash_reject(request),
         }

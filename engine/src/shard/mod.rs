@@ -37,6 +37,7 @@ mod slots;
 mod smallfile;
 mod spill;
 mod timers;
+mod uploads;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -74,6 +75,7 @@ use slots::Slots;
 use smallfile::SmallFile;
 use spill::SpillJob;
 use timers::{Timer, Timers};
+use uploads::Uploads;
 use writing::WriteJob;
 
 /// What a shard is made from.
@@ -185,6 +187,7 @@ pub struct Shard {
     cache: Cache,
     reads: Reads,
     upload_round: VecDeque<ConnId>,
+    uploads: Uploads,
     bucket: Bucket,
     is_serving: bool,
 
@@ -245,6 +248,7 @@ impl Shard {
             cache,
             reads: Reads::default(),
             upload_round: VecDeque::new(),
+            uploads: Uploads::default(),
             bucket,
             is_serving: true,
             disk: Disk::default(),

@@ -42,7 +42,12 @@ pub(super) struct Conn {
     pub peer_id: Option<PeerId>,
     pub link: Link,
     pub receiving: Receiving,
-    pub is_sending: bool,
+    /// Since when a send is on its way, and how many extents it keeps.
+    pub sending: Option<(Instant, usize)>,
+    /// Bytes on their way that are not payload.
+    pub sending_small: usize,
+    /// Payload of one send at most, in bytes: what this peer takes in about a second.
+    pub send_bytes_max: u64,
     /// The last receive came back full: more is there, so the next one needs no wait before it.
     pub is_streaming: bool,
     /// When its timer will fire; later deadlines need no new timer.
@@ -280,7 +285,9 @@ impl Shard {
             peer_id: None,
             link,
             receiving: Receiving::Idle,
-            is_sending: false,
+            sending: None,
+            sending_small: 0,
+            send_bytes_max: super::serve::SEND_BYTES_FIRST,
             is_streaming: false,
             timer_at: None,
             served: VecDeque::new(),
@@ -313,6 +320,9 @@ impl Shard {
     /// Ends a connection: closes its socket, gives its requests back, dials again if that is sensible.
     pub(super) fn close_conn(&mut self, id: ConnId, reason: CloseReason) {
         let Some(conn) = self.conns.remove(&id) else { return };
+        if let Some((_, pinned)) = conn.sending.filter(|(_, pinned)| *pinned > 0) {
+            self.uploads.ended(pinned);
+        }
         if !conn.is_dialled {
             self.door.closed(id, conn.addr.ip(), reason.is_hostile(), self.now);
         }

@@ -24,7 +24,9 @@ use crate::store::RunSet;
 /// What a connection may send per round, in bytes.
 const QUANTUM: u64 = 256 << 10;
 /// Payload of one send at most, in bytes.
-const SEND_BYTES_MAX: u64 = 1 << 20;
+pub(super) const SEND_BYTES_MAX: u64 = 1 << 20;
+/// Payload of the first send to a peer, in bytes, until it is known how fast it takes it.
+pub(super) const SEND_BYTES_FIRST: u64 = 256 << 10;
 /// Parts of one send that blocks may take; the rest is for messages between them.
 const BLOCK_PARTS_MAX: usize = SEND_PARTS_MAX - 10;
 /// Extents of one connection that are read ahead of being sent.
@@ -68,7 +70,7 @@ impl Shard {
     /// The peer wants blocks: the connection joins the round.
     pub(super) fn queue_upload(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if !conn.is_queued && !conn.is_sending {
+        if !conn.is_queued && conn.sending.is_none() {
             conn.is_queued = true;
             self.upload_round.push_back(id);
         }
@@ -83,7 +85,7 @@ impl Shard {
             let Some(id) = self.upload_round.pop_front() else { return };
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             conn.is_queued = false;
-            if conn.is_sending {
+            if conn.sending.is_some() {
                 continue; // comes back when the send is done
             }
             let available = self.bucket.available(self.now);
@@ -120,9 +122,11 @@ impl Shard {
             return;
         }
         let is_capped = available != u64::MAX;
-        let quantum = if is_capped { QUANTUM.min(available) } else { SEND_BYTES_MAX };
+        let share = self.uploads.share_bytes(self.arena.capacity());
         let conn = self.conns.get_mut(&id).expect("looked up above");
-        conn.deficit = (conn.deficit + quantum).min(SEND_BYTES_MAX);
+        let send_bytes_max = conn.send_bytes_max.min(share);
+        let quantum = if is_capped { QUANTUM.min(available) } else { send_bytes_max };
+        conn.deficit = (conn.deficit + quantum).min(send_bytes_max);
         let granted = conn.deficit.min(available);
         let mut budget = granted;
         // Behind a long answer blocks of earlier turns may still wait: one send may take them all.
@@ -171,7 +175,8 @@ impl Shard {
             self.read_for(id, listing, &geometry, extent, ahead > 0);
         }
         // What was begun comes back with the end of its send; otherwise a read wakes it.
-        if !has_sent && self.conns.get(&id).is_some_and(|conn| conn.deficit < QUANTUM) {
+        let full = QUANTUM.min(send_bytes_max);
+        if !has_sent && self.conns.get(&id).is_some_and(|conn| conn.deficit < full) {
             self.queue_upload(id);
         }
     }
@@ -284,6 +289,7 @@ impl Shard {
     /// Lets a connection wait for memory. What frees some may be the end of the very turn we are in,
     /// with nothing to bring another one: so a timer does.
     fn starve(&mut self, id: ConnId) {
+        self.relieve_memory();
         self.reads.starving.push(id);
         if self.reads.retry_at.is_none_or(|at| at <= self.now) {
             let at = self.now + STARVING_RETRY;
@@ -469,7 +475,7 @@ impl Shard {
     /// Sends what the link has to say, if nothing is on its way.
     pub(super) fn transmit(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if conn.is_sending || !conn.link.has_output() {
+        if conn.sending.is_some() || !conn.link.has_output() {
             return;
         }
         let mut list = std::mem::replace(&mut self.gather, GatherList::new(2, 1));
@@ -493,7 +499,10 @@ impl Shard {
         if buf.parts.is_empty() {
             return;
         }
-        conn.is_sending = true;
+        let pinned = super::uploads::extents_in(&buf);
+        conn.sending = Some((self.now, pinned));
+        conn.sending_small = buf.small.len();
+        self.uploads.began(pinned);
         let (sock, listing) = (conn.sock, conn.listing);
         let flight = self.flights.insert(Flight::Send { conn: id, listing, payload });
         self.out.push_back(Op::Send { id: flight, sock, buf });
@@ -521,9 +530,13 @@ impl Shard {
         }
         let now = self.now;
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        conn.is_sending = false;
-        if payload > 0 {
-            conn.useful_at = now;
+        conn.sending_small = 0;
+        if let Some((since, pinned)) = conn.sending.take() {
+            self.uploads.ended(pinned);
+            if payload > 0 {
+                conn.useful_at = now;
+                conn.pace_sends(now.saturating_duration_since(since));
+            }
         }
         if conn.is_leaving {
             return self.close_conn(id, CloseReason::Duplicate);

@@ -44,10 +44,14 @@ struct Hand {
 
 impl Hand {
     fn new(change: impl FnOnce(&mut Config)) -> Hand {
+        Hand::of(|source| tree(&source.join("data"), 6), 64 << 10, change)
+    }
+
+    fn of(make: impl FnOnce(&Path), piece_len: u64, change: impl FnOnce(&mut Config)) -> Hand {
         let dir = TestDir::new("door");
         let source = dir.path().join("source");
-        tree(&source.join("data"), 6);
-        let metainfo = torrent(&source.join("data"), Kind::V1, 64 << 10);
+        make(&source);
+        let metainfo = torrent(&source.join("data"), Kind::V1, piece_len);
         let mut config = Config::new(dir.path().join("state"), *b"-RS0100-door00000000");
         config.arena_len_bytes = 16 << 20;
         config.limit_loopback = true;
@@ -418,4 +422,118 @@ fn who_takes_nothing_for_a_minute_is_gone() {
     hand.pass(Duration::from_secs(2));
     assert!(!hand.is_open(deaf));
     assert_eq!(hand.closed_by("send-stalled"), 1);
+}
+
+/// A seed of 64 MiB, four times its arena.
+fn big_seed() -> Hand {
+    Hand::of(
+        |dir| {
+            std::fs::create_dir_all(dir.join("data")).unwrap();
+            let file = std::fs::File::create(dir.join("data/sparse.bin")).unwrap();
+            file.set_len(64 << 20).unwrap();
+        },
+        256 << 10,
+        |_| {},
+    )
+}
+
+impl Hand {
+    /// A peer that asks for 64 blocks from a piece on and takes nothing.
+    fn join_deaf(&mut self, ip: &str, piece: u32) -> SockId {
+        let sock = self.join(ip);
+        self.takers.remove(&sock);
+        (0..64).for_each(|at| self.hear(sock, &request(piece + at / 16, at % 16 * 16_384)));
+        sock
+    }
+}
+
+/// Connections that take nothing kept a MiB of the arena each, and as much again that was read ahead for
+/// them: forty starved everybody for a minute.
+#[test]
+fn peers_that_take_nothing_do_not_starve_the_others() {
+    let mut hand = big_seed();
+    let warm = hand.join("192.168.0.1");
+    hand.hear(warm, &request(0, 0));
+    let deaf: Vec<SockId> =
+        (0..60).map(|at| hand.join_deaf(&format!("10.0.0.{at}"), at * 4)).collect();
+    let honest = hand.join("192.168.0.2");
+    let before = hand.sent_bytes[&honest];
+    (0..64).for_each(|at| hand.hear(honest, &request(240 + at / 16, at % 16 * 16_384)));
+    hand.pass(Duration::from_secs(1));
+    let got = hand.sent_bytes[&honest] - before;
+    assert!(got >= 1 << 20, "{got} bytes of 1 MiB in a second");
+    // It goes on while they are there, and those who keep most of the arena go early.
+    for second in 0..8 {
+        hand.hear(honest, &request(200 + second, 0));
+        hand.pass(Duration::from_secs(1));
+    }
+    hand.pass(Duration::from_secs(60));
+    assert!(deaf.iter().all(|&sock| !hand.is_open(sock)), "{:?}", hand.counters.closed());
+    assert!(hand.is_open(honest));
+    assert_eq!(hand.closed_by("send-stalled"), 60);
+}
+
+/// A million requests of a peer that does not read make one send and what is read ahead of the next.
+#[test]
+fn reads_wait_for_the_peer_to_take_what_was_read_before() {
+    let mut hand = big_seed();
+    let deaf = hand.join_deaf("10.0.0.1", 0);
+    (64..512).for_each(|at| hand.hear(deaf, &request(at / 16, at % 16 * 16_384)));
+    hand.pass(Duration::from_secs(10));
+    assert!(hand.reads <= 8, "{} extents read", hand.reads);
+    (0..600).for_each(|at| hand.hear(deaf, &request(at / 16 + 40, at % 16 * 16_384)));
+    assert!(!hand.is_open(deaf), "more than reqq and fifty refused ones are a flood");
+    assert_eq!(hand.closed_by("flood-requests"), 1);
+}
+
+/// A peer on a slow line was sent a MiB at once and dropped when it had not taken it within a minute.
+#[test]
+fn a_slow_peer_is_sent_little_at_a_time() {
+    let mut hand = big_seed();
+    let slow = hand.join("10.0.0.1");
+    hand.takers.remove(&slow);
+    let mut at = 0;
+    for _ in 0..40 {
+        for _ in 0..16 {
+            hand.hear(slow, &request(at / 16, at % 16 * 16_384));
+            at += 1;
+        }
+        // 8 KiB/s.
+        let len = hand.sending.get(&slow).map_or(0, |(_, buf)| buf.len_bytes());
+        hand.pass(Duration::from_millis(len as u64 * 1000 / 8192));
+        assert!(hand.is_open(slow), "{:?}", hand.counters.closed());
+        hand.take(slow);
+        hand.turn();
+    }
+    let len = hand.sending.get(&slow).map_or(0, |(_, buf)| buf.len_bytes());
+    assert!((1..40_000).contains(&len), "{len} bytes at once to a peer of 8 KiB/s");
+}
+
+/// Answers that nobody takes are bounded over all connections, and a little is left for everyone.
+#[test]
+fn answers_to_those_who_do_not_read_are_bounded_together() {
+    let mut hand = big_seed();
+    let ask = |hand: &mut Hand, sock: SockId| {
+        // BEP 10 and 9: our id for metadata messages is 1.
+        let mut bytes = b"\0\0\0\x1a\x14\x00d1:md11:ut_metadatai3eee".to_vec();
+        bytes[3] = (bytes.len() - 4) as u8;
+        hand.hear(sock, &bytes);
+        for _ in 0..40 {
+            let mut bytes = b"\0\0\0\x1b\x14\x01d8:msg_typei0e5:piecei0ee".to_vec();
+            bytes[3] = (bytes.len() - 4) as u8;
+            hand.hear(sock, &bytes);
+        }
+    };
+    let mut socks = Vec::new();
+    for number in 0..300 {
+        let sock = hand.knock(&format!("10.0.{}.{}", number / 100, number % 100));
+        let mut hello = hand.handshake(number);
+        hello[25] = 0x10; // extensions
+        hand.hear(sock, &hello);
+        ask(&mut hand, sock);
+        socks.push(sock);
+    }
+    let waiting = hand.shard.answer_bytes();
+    assert!(waiting <= 28 << 20, "{waiting} bytes of answers wait");
+    assert!(socks.iter().any(|&sock| hand.is_open(sock)), "{:?}", hand.counters.closed());
 }
