@@ -1,8 +1,11 @@
-"""libtorrent as a peer on loopback: `create`, `seed` and `leech`, each one torrent.
+"""libtorrent as a peer: `run` one torrent as seed or leech, `create` one, `infohashes` of one.
 
-Prints one line per state, so that the test can follow: `port N`, `seeding`, `done`, `error TEXT`.
+`run` takes a JSON object and prints one line per state, so that the test can follow: `listening PORT`,
+`have BYTES`, `done`, `error TEXT`. It goes on seeding until it is killed. Every setting that is not named
+there keeps libtorrent's default: encryption preferred, uTP on, DHT and local discovery on.
 """
 
+import json
 import os
 import sys
 import time
@@ -10,40 +13,65 @@ import time
 import libtorrent as lt
 
 
-def session():
-    settings = {
-        "listen_interfaces": "127.0.0.1:0",
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "enable_outgoing_utp": False,
-        "enable_incoming_utp": False,
-        "out_enc_policy": int(lt.enc_policy.disabled),
-        "in_enc_policy": int(lt.enc_policy.disabled),
-        "allow_multiple_connections_per_ip": True,
-        "alert_mask": int(lt.alert.category_t.error_notification | lt.alert.category_t.status_notification),
-    }
-    return lt.session(settings)
-
-
 def say(text):
     print(text, flush=True)
 
 
-def add(ses, torrent, folder):
-    params = lt.add_torrent_params()
-    params.ti = lt.torrent_info(torrent)
-    params.save_path = folder
+def session(config):
+    settings = {
+        "listen_interfaces": config["listen"],
+        "alert_mask": int(
+            lt.alert.category_t.error_notification
+            | lt.alert.category_t.status_notification
+            | lt.alert.category_t.peer_notification
+            | lt.alert.category_t.connect_notification
+        ),
+    }
+    settings.update(config.get("settings", {}))
+    return lt.session(settings)
+
+
+def add(ses, config):
+    source = config["source"]
+    if source.startswith("magnet:"):
+        params = lt.parse_magnet_uri(source)
+    else:
+        params = lt.add_torrent_params()
+        params.ti = lt.torrent_info(source)
+    # Told once: telling it again would make it forget what it has learnt of a peer.
+    params.peers = [(peer.rsplit(":", 1)[0].strip("[]"), int(peer.rsplit(":", 1)[1])) for peer in config["peers"]]
+    params.save_path = config["folder"]
     params.flags &= ~lt.torrent_flags.auto_managed
     params.flags &= ~lt.torrent_flags.paused
     return ses.add_torrent(params)
 
 
-def fail_on_errors(ses):
+def log(ses):
     for alert in ses.pop_alerts():
-        if alert.category() & lt.alert.category_t.error_notification:
-            say(f"error {alert.message()}")
+        print(f"{time.time():.3f}", type(alert).__name__, alert.message(), file=sys.stderr, flush=True)
+
+
+def run(config):
+    config = json.loads(config)
+    ses = session(config)
+    handle = add(ses, config)
+    listening, done, told = False, False, -1
+    while True:
+        log(ses)
+        if not listening and ses.is_listening():
+            listening = True
+            say(f"listening {ses.listen_port()}")
+        status = handle.status()
+        if status.errc.value() != 0:
+            say(f"error {status.errc.message()}")
+        if status.total_done != told:
+            told = status.total_done
+            say(f"have {told}")
+        if not done and status.is_seeding:
+            done = True
+            handle.flush_cache()
+            say("done")
+        time.sleep(0.02)
 
 
 def create(path, out, kind, piece_len):
@@ -61,44 +89,6 @@ def create(path, out, kind, piece_len):
     say("done")
 
 
-def seed(torrent, folder):
-    ses = session()
-    handle = add(ses, torrent, folder)
-    while not handle.status().is_seeding:
-        fail_on_errors(ses)
-        time.sleep(0.02)
-    say(f"port {ses.listen_port()}")
-    while True:
-        fail_on_errors(ses)
-        time.sleep(0.2)
-
-
-def leech(source, folder, *peers):
-    ses = session()
-    if source.startswith("magnet:"):
-        params = lt.parse_magnet_uri(source)
-        params.save_path = folder
-        params.flags &= ~lt.torrent_flags.auto_managed
-        params.flags &= ~lt.torrent_flags.paused
-        handle = ses.add_torrent(params)
-    else:
-        handle = add(ses, source, folder)
-    addresses = [(peer.rsplit(":", 1)[0], int(peer.rsplit(":", 1)[1])) for peer in peers]
-    last_dial = 0.0
-    while not handle.status().is_seeding:
-        fail_on_errors(ses)
-        if time.time() - last_dial > 1.0:
-            last_dial = time.time()
-            for address in addresses:
-                handle.connect_peer(address)
-        time.sleep(0.02)
-    say("done")
-    # What is written must reach the files before they are compared.
-    ses.pause()
-    ses.remove_torrent(handle)
-    time.sleep(0.3)
-
-
 def infohashes(torrent):
     info = lt.torrent_info(torrent)
     hashes = info.info_hashes()
@@ -107,4 +97,4 @@ def infohashes(torrent):
 
 
 if __name__ == "__main__":
-    {"create": create, "seed": seed, "leech": leech, "infohashes": infohashes}[sys.argv[1]](*sys.argv[2:])
+    {"run": run, "create": create, "infohashes": infohashes}[sys.argv[1]](*sys.argv[2:])

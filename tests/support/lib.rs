@@ -4,7 +4,9 @@
 
 pub mod comet;
 pub mod data;
+pub mod http;
 pub mod market;
+pub mod netns;
 pub mod peer;
 pub mod program;
 pub mod scratch;
