@@ -180,7 +180,7 @@ impl Cell {
             return "source";
         }
         copy_tree(&self.join("source"), &self.join("padded"));
-        for file in self.metainfo.info().files().iter().filter(|file| file.pad) {
+        for file in self.metainfo.info().files().filter(|file| file.pad) {
             // The name that clients give to a pad; ours says nothing of it, for it lies on no disk.
             let name = format!("padded/{}/.pad/{}", self.name, file.len_bytes);
             let path = self.join(&name);
