@@ -134,10 +134,6 @@ impl Cell {
         self.scratch.join(relative)
     }
 
-    pub fn metainfo(&self) -> &Metainfo {
-        &self.metainfo
-    }
-
     /// A free port at an address of this cell.
     pub fn addr(&self, host: u8) -> SocketAddr {
         (self.subnet.ip(host), free_port()).into()
@@ -165,8 +161,6 @@ impl Cell {
             addr: self.addr(host),
             source: self.torrent().into_os_string(),
             folder: self.join(folder),
-            name: self.name.clone(),
-            is_single_file: self.join("source").join(&self.name).is_file(),
             peers: peers.to_vec(),
             tracker: self.tracker.url(),
             upload_rate_max: None,

@@ -45,10 +45,6 @@ pub struct Job {
     pub source: OsString,
     /// Folder that holds, or will hold, the torrent's root name.
     pub folder: PathBuf,
-    /// Root name.
-    pub name: String,
-    /// The root is a file.
-    pub is_single_file: bool,
     /// Whom it is told of, by what means it has.
     pub peers: Vec<SocketAddr>,
     /// URL of a tracker, for programs that can be told of peers in no other way.
