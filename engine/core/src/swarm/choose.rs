@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::reserve::gives;
 use super::shares::{mix, order};
 use super::work::BlockState;
-use super::{Budget, IDLE_PATIENCE, PeerKey, Planned, Swarm, pipeline_max};
+use super::{Budget, IDLE_PATIENCE, PeerKey, Planned, Swarm, is_willing, pipeline_max};
 use crate::geometry::{BLOCK_LEN, BlockRef, ExtentIndex};
 
 /// How many untouched groups are compared for the rarest. Listings of up to so many groups are
@@ -41,8 +42,9 @@ impl Swarm {
     pub fn plan(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
         out.requests.clear();
         out.short_of_budget = false;
-        let willing = |peer: &&super::Peer| !peer.choked && peer.refuses_until.is_none();
-        let Some(peer) = self.peers.get(&key).filter(willing).filter(|peer| peer.useful > 0) else {
+        let Some(peer) =
+            self.peers.get(&key).filter(|peer| is_willing(peer)).filter(|peer| peer.useful > 0)
+        else {
             return;
         };
         let was_idle = peer.asked.is_empty();
@@ -109,7 +111,8 @@ impl Swarm {
                 && active.owner == Some(key)
             {
                 let next = active.slots.iter().find(|slot| {
-                    slot.state == BlockState::Missing && peer.has.get(slot.block.piece())
+                    slot.state == BlockState::Missing
+                        && gives(peer, &self.reserved, key, slot.block.piece())
                 });
                 if let Some(block) = next.map(|slot| slot.block) {
                     active.set(block, BlockState::Asked { by: key, twin: None });
@@ -208,14 +211,16 @@ impl Swarm {
     ) -> Option<ExtentIndex> {
         let peer = &self.peers[&key];
         for &group in self.work.started() {
-            if !stealing && !self.is_free_group(key, group) {
+            let is_free = stealing || self.is_free_group(key, group);
+            if !is_free && !self.has_reserved(key, group) {
                 continue;
             }
             for extent in self.work.extents_of(group) {
                 match self.work.active(extent) {
                     Some(active) => {
                         let ours = |slot: &super::work::BlockSlot| {
-                            slot.state == BlockState::Missing && peer.has.get(slot.block.piece())
+                            slot.state == BlockState::Missing
+                                && gives(peer, &self.reserved, key, slot.block.piece())
                         };
                         if active.owner.is_none()
                             && active.missing > 0
@@ -244,11 +249,11 @@ impl Swarm {
 
     /// Whether a peer has a piece of an extent that we lack.
     fn peer_can(&self, key: PeerKey, extent: ExtentIndex) -> bool {
-        let (has, have) = (&self.peers[&key].has, self.work.have());
+        let (peer, have) = (&self.peers[&key], self.work.have());
         self.work
             .geometry()
             .pieces_of_extent(extent)
-            .any(|piece| has.get(piece) && !have.get(piece))
+            .any(|piece| gives(peer, &self.reserved, key, piece) && !have.get(piece))
     }
 
     /// The untouched group to begin next with a peer.
@@ -275,15 +280,17 @@ impl Swarm {
                 (true, false) => order(group),
                 (true, true) => !order(group),
             };
-            (own, self.relayed[piece.get() as usize], order)
+            let suggested = self.peers[&key].suggested.contains(&piece);
+            (own, self.relayed[piece.get() as usize], !suggested, order)
         };
         candidates.min_by_key(rank).map(|(group, _)| group)
     }
 
     /// The first piece of a group that a peer has and we lack.
     fn first_useful(&self, key: PeerKey, group: u32) -> Option<crate::geometry::PieceIndex> {
-        let (has, have) = (&self.peers[&key].has, self.work.have());
-        self.work.pieces_of(group).find(|&piece| has.get(piece) && !have.get(piece))
+        let (peer, have) = (&self.peers[&key], self.work.have());
+        let mut pieces = self.work.pieces_of(group);
+        pieces.find(|&piece| gives(peer, &self.reserved, key, piece) && !have.get(piece))
     }
 
     /// Whether a seed may now give us what belongs to the share of another receiver.
@@ -323,12 +330,18 @@ impl Swarm {
         let starving_since = *self.starving_since.get_or_insert(now);
         let rate = self.peers[&key].rate.get().unwrap_or(RATE_GUESS);
         let group_time = self.work.group_len() as f64 / rate;
-        let patience = STALL_MIN.as_secs_f64() + 4.0 * f64::from(self.shares.count()) * group_time;
-        let patience = Duration::from_secs_f64(patience.min(STALL_MAX.as_secs_f64()));
+        let unheard = 4.0 * f64::from(self.shares.count()) * group_time;
         let mut gave_up = false;
         for peer in self.peers.values_mut() {
             let receiver = peer.info.ours && peer.known && !peer.seed;
             let receiver = receiver && !peer.stalled && !peer.has.is_full();
+            // Who was heard of every tenth of a second does not pause for ten.
+            let pause = match peer.news_gap {
+                Duration::ZERO => unheard,
+                gap => 4.0 * gap.as_secs_f64(),
+            };
+            let patience = (STALL_MIN.as_secs_f64() + pause).min(STALL_MAX.as_secs_f64());
+            let patience = Duration::from_secs_f64(patience);
             if receiver && peer.last_news.max(starving_since) + patience <= now {
                 peer.stalled = true;
                 gave_up = true;
@@ -341,16 +354,17 @@ impl Swarm {
 
     /// An extent of which another peer owns blocks that it has not asked for.
     fn find_unasked(&mut self, now: Instant, key: PeerKey) -> Option<ExtentIndex> {
-        let has = &self.peers[&key].has;
+        let peer = &self.peers[&key];
         let mut found = self.work.actives().filter(|(extent, active)| {
             active.missing > 0
                 && active.owner.is_some_and(|owner| owner != key)
-                && active
-                    .slots
-                    .iter()
-                    .any(|slot| slot.state == BlockState::Missing && has.get(slot.block.piece()))
+                && active.slots.iter().any(|slot| {
+                    slot.state == BlockState::Missing
+                        && gives(peer, &self.reserved, key, slot.block.piece())
+                })
                 && active.since < now
-                && self.is_free_for(key, *extent)
+                && (self.is_free_for(key, *extent)
+                    || self.has_reserved(key, self.work.group_of_extent(*extent)))
         });
         found.next().map(|(extent, _)| extent)
     }
@@ -390,8 +404,8 @@ impl Swarm {
             }
             let (extent, _) = self.work.geometry().extent_of(block);
             let free = self.is_free_for(key, extent) || self.peers[&slow].seed;
-            let has = self.peers[&key].has.get(block.piece());
-            let Some(active) = self.work.active_mut(extent).filter(|_| free && has) else {
+            let can = gives(&self.peers[&key], &self.reserved, key, block.piece());
+            let Some(active) = self.work.active_mut(extent).filter(|_| free && can) else {
                 continue;
             };
             if active.state(block) == Some(BlockState::Asked { by: slow, twin: None }) {

@@ -17,6 +17,7 @@
 mod burden;
 mod choose;
 mod rate;
+mod reserve;
 mod shares;
 #[cfg(test)]
 mod sim;
@@ -53,6 +54,11 @@ const IDLE_PATIENCE: Duration = Duration::from_millis(100);
 const REJECTS_MAX: u32 = 64;
 /// How long a peer that only rejects is left alone.
 const REJECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Hints of a peer (BEP 6) that are remembered, of each kind.
+const HINTS_MAX: usize = 64;
+/// How fast a long silence of a receiver is forgotten, per word of it.
+const NEWS_GAP_DECAY: f64 = 0.75;
 
 /// Name of a peer in one [`Swarm`]; never used again after [`Swarm::remove_peer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +131,12 @@ struct Peer {
     /// A receiver of which nothing was heard while we starved: its share is everyone's.
     stalled: bool,
     last_news: Instant,
+    /// The longest time between two words of it lately: what silence of it is worth waiting for.
+    news_gap: Duration,
+    /// Pieces that it gives even while it chokes (BEP 6).
+    allowed: BTreeSet<PieceIndex>,
+    /// Pieces that are cheap for it (BEP 6).
+    suggested: BTreeSet<PieceIndex>,
     /// Rejects since its last block.
     rejects: u32,
     refuses_until: Option<Instant>,
@@ -152,6 +164,8 @@ pub struct Swarm {
     hold_seeds_until: Option<Instant>,
     /// Blocks that may still be asked for twice.
     twins_left: u32,
+    /// Pieces that failed and now come from one peer alone.
+    reserved: BTreeMap<PieceIndex, reserve::Reservation>,
     ready: BTreeSet<PeerKey>,
     wake_at: Option<Instant>,
 }
@@ -181,6 +195,7 @@ impl Swarm {
             hold_seeds_until: None,
             // Half a percent of the listing, and a few for small ones.
             twins_left: 16 + u32::try_from(blocks / 200).unwrap_or(u32::MAX / 2),
+            reserved: BTreeMap::new(),
             ready: BTreeSet::new(),
             wake_at: None,
         };
@@ -243,6 +258,9 @@ impl Swarm {
             snubbed: false,
             stalled: false,
             last_news: now,
+            news_gap: Duration::ZERO,
+            allowed: BTreeSet::new(),
+            suggested: BTreeSet::new(),
             rejects: 0,
             refuses_until: None,
         };
@@ -257,6 +275,7 @@ impl Swarm {
             return;
         };
         self.ready.remove(&key);
+        self.pass_on_reserved(key, None);
         if !peer.seed {
             peer.has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] -= 1);
         }
@@ -313,6 +332,10 @@ impl Swarm {
             if !peer.seed {
                 self.relayed[piece.get() as usize] += 1;
             }
+            let gap = now.saturating_duration_since(peer.last_news);
+            if gap > Duration::ZERO {
+                peer.news_gap = gap.max(peer.news_gap.mul_f64(NEWS_GAP_DECAY));
+            }
             peer.last_news = now;
             peer.useful += u32::from(!self.work.have().get(piece));
             self.starving_since = None;
@@ -338,7 +361,25 @@ impl Swarm {
                 self.relayed[piece.get() as usize] -= 1;
             }
             peer.useful -= u32::from(!self.work.have().get(piece));
+            self.pass_on_reserved(key, Some(piece));
             self.update_shares();
+        }
+    }
+
+    /// A peer gives a piece even while it chokes (BEP 6).
+    pub fn handle_allowed_fast(&mut self, key: PeerKey, piece: PieceIndex) {
+        if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.allowed.len() < HINTS_MAX) {
+            peer.allowed.insert(piece);
+            self.ready.insert(key);
+        }
+    }
+
+    /// A piece is cheap for a peer (BEP 6). It comes first among those that are equally rare, and never
+    /// before rarer ones: what is cheap for a seed is what it has just given to somebody else.
+    pub fn handle_suggested(&mut self, key: PeerKey, piece: PieceIndex) {
+        if let Some(peer) = self.peers.get_mut(&key).filter(|peer| peer.suggested.len() < HINTS_MAX)
+        {
+            peer.suggested.insert(piece);
         }
     }
 
@@ -360,12 +401,14 @@ impl Swarm {
             let owned = std::mem::take(&mut peer.owned);
             owned.into_iter().for_each(|extent| self.disown(extent, key));
         }
+        self.pass_on_reserved(key, None);
         self.wake_all();
     }
 
     /// The peer will not answer a request (BEP 6).
     pub fn handle_rejected(&mut self, now: Instant, key: PeerKey, block: BlockRef) {
         self.handle_unsent(key, block);
+        self.pass_on_reserved(key, Some(block.piece()));
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.rejects += 1;
             if peer.rejects >= REJECTS_MAX {
@@ -394,6 +437,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.snubbed = true;
         }
+        self.pass_on_reserved(key, None);
         self.wake_others(key);
         blocks
     }
@@ -453,6 +497,7 @@ impl Swarm {
         };
         active.set(block, BlockState::Missing);
         active.owner = None;
+        self.reserve(block.piece(), &[from]);
         self.wake_all();
         Some(from)
     }
@@ -461,6 +506,7 @@ impl Swarm {
     pub fn handle_piece_verified(&mut self, piece: PieceIndex) {
         let group = self.work.group_of_piece(piece);
         let was_own = self.work.is_untouched(group) && self.shares.is_own(group);
+        self.reserved.remove(&piece);
         if self.work.finish_piece(piece) {
             if was_own && !self.work.is_untouched(group) {
                 self.own_untouched -= 1;
@@ -471,7 +517,8 @@ impl Swarm {
         }
     }
 
-    /// A piece does not match its hash: all its blocks are wanted again. Returns who sent parts of it.
+    /// A piece does not match its hash: all its blocks are wanted again, from one peer that had no part in
+    /// it, if there is one: what then verifies tells who lied. Returns who sent parts of it.
     pub fn handle_piece_failed(&mut self, piece: PieceIndex) -> Vec<PeerKey> {
         let mut senders = BTreeSet::new();
         let extents: Vec<_> = self.work.geometry().extents_of_piece(piece).collect();
@@ -492,8 +539,10 @@ impl Swarm {
                 active.owner = None;
             }
         }
+        let senders: Vec<PeerKey> = senders.into_iter().collect();
+        self.reserve(piece, &senders);
         self.wake_all();
-        senders.into_iter().collect()
+        senders
     }
 
     /// A verified piece is lost (rotten on disk): it is fetched again.
@@ -514,8 +563,9 @@ impl Swarm {
     pub fn poll_ready(&mut self, burden: &Burden) -> Option<PeerKey> {
         let room = |key: &PeerKey| {
             self.peers.get(key).is_some_and(|peer| {
-                let willing = !peer.choked && peer.refuses_until.is_none();
-                willing && peer.useful > 0 && (peer.asked.len() as u32) < pipeline_max(peer)
+                is_willing(peer)
+                    && peer.useful > 0
+                    && (peer.asked.len() as u32) < pipeline_max(peer)
             })
         };
         self.ready.retain(room);
@@ -624,6 +674,11 @@ impl Swarm {
         let own = self.work.untouched().iter().filter(|&&group| self.shares.is_own(group));
         self.own_untouched = own.count() as u32;
     }
+}
+
+/// Whether a peer answers requests, be it for a few pieces only.
+fn is_willing(peer: &Peer) -> bool {
+    (!peer.choked || !peer.allowed.is_empty()) && peer.refuses_until.is_none()
 }
 
 /// How many blocks a peer's pipeline holds now.

@@ -487,3 +487,115 @@ fn a_peer_that_only_rejects_is_left_alone_for_a_while() {
     assert!(!world.sources[0].queue.is_empty());
     world.finish();
 }
+
+/// All blocks of piece 0 came from the first two of three sources in turn, and the piece is bad.
+fn mixed_and_bad() -> World {
+    let mut world = started(3, 1);
+    let piece = world.geometry.piece(0).unwrap();
+    world.sources.iter_mut().for_each(|source| source.queue.clear());
+    let keys: Vec<PeerKey> = world.sources.iter().map(|source| source.key).collect();
+    let blocks: Vec<BlockRef> = world.geometry.blocks_of_piece(piece).collect();
+    for (at, &block) in blocks.iter().enumerate() {
+        let mut cancels = Vec::new();
+        let key = keys[at % 2];
+        world.swarm.handle_block(world.now, key, block, &mut world.burden, &mut cancels);
+    }
+    assert_eq!(world.swarm.handle_piece_failed(piece), keys[..2]);
+    world.plan();
+    world
+}
+
+/// A piece that several had a part in was fetched from several again, and again: nobody could be
+/// convicted while one of them lied.
+#[test]
+fn a_piece_that_failed_comes_again_from_one_peer_that_had_no_part_in_it() {
+    let mut world = mixed_and_bad();
+    let asked = |world: &World| -> Vec<usize> {
+        world.sources.iter().map(|source| source.queue.len()).collect()
+    };
+    assert_eq!(asked(&world), [0, 0, PIPELINE_MIN as usize]);
+    for _ in 0..16 {
+        world.step(Step::Send(2, false));
+        assert_eq!(asked(&world)[..2], [0, 0], "nobody else is asked");
+    }
+    assert!(world.swarm.is_complete());
+    // Whoever it is reserved for may go, choke, or refuse: then it is another one's.
+    for step in [Step::Leave(2), Step::Choke(2), Step::Reject(2), Step::Snub(2)] {
+        let mut world = mixed_and_bad();
+        world.step(step);
+        let asked = asked(&world);
+        // What was asked before a reject is still to come.
+        assert_eq!(asked[..2].iter().filter(|&&len| len > 0).count(), 1, "{step:?}: {asked:?}");
+        world.finish();
+    }
+}
+
+/// A choked peer was never asked for what it gives nevertheless (BEP 6).
+#[test]
+fn a_choked_peer_is_asked_for_what_it_allows() {
+    let geometry = geometry(4, 256 << 10);
+    let mut swarm = Swarm::new(geometry.clone(), peer_id(99), 5, &Bitfield::new(4));
+    let (now, burden) = (Instant::now(), Burden::new());
+    let key = swarm.add_peer(now, PeerInfo { peer_id: peer_id(1), ours: false });
+    swarm.handle_availability(now, key, &Bitfield::full(4));
+    assert_eq!(swarm.poll_ready(&burden), None);
+    swarm.handle_allowed_fast(key, geometry.piece(2).unwrap());
+    assert_eq!(swarm.poll_ready(&burden), Some(key));
+    let (mut planned, mut budget) = (Planned::default(), Budget { new_extents: 9, blocks: 99 });
+    swarm.plan(now, key, &mut budget, &mut planned);
+    assert_eq!(planned.requests.len(), PIPELINE_MIN as usize);
+    assert!(planned.requests.iter().all(|block| block.piece().get() == 2));
+}
+
+/// A suggested piece comes first among equals and not before a rarer one.
+#[test]
+fn a_suggestion_decides_among_equally_rare_pieces_only() {
+    for (suggested, wanted) in [(9, 9), (3, 17)] {
+        let geometry = geometry(20, 256 << 10);
+        let mut swarm = Swarm::new(geometry.clone(), peer_id(99), 5, &Bitfield::new(20));
+        let (now, burden) = (Instant::now(), Burden::new());
+        let info = |number| PeerInfo { peer_id: peer_id(number), ours: false };
+        let key = swarm.add_peer(now, info(1));
+        let other = swarm.add_peer(now, info(3));
+        swarm.handle_availability(now, key, &Bitfield::full(20));
+        if wanted == 17 {
+            // All but piece 17 are with another peer, too.
+            let mut has = Bitfield::full(20);
+            has.clear(geometry.piece(17).unwrap());
+            swarm.handle_availability(now, other, &has);
+        }
+        swarm.handle_suggested(key, geometry.piece(suggested).unwrap());
+        swarm.handle_unchoked(key);
+        assert_eq!(swarm.poll_ready(&burden), Some(key));
+        let (mut planned, mut budget) = (Planned::default(), Budget { new_extents: 9, blocks: 9 });
+        swarm.plan(now, key, &mut budget, &mut planned);
+        assert_eq!(planned.requests[0].piece().get(), wanted);
+    }
+}
+
+/// A receiver that had spoken every 50 ms fell silent, and its share waited for ten seconds because
+/// pieces are long.
+#[test]
+fn the_share_of_a_lively_receiver_that_stalls_is_taken_over_soon() {
+    let geometry = geometry(12, 4 << 20);
+    let mut world = World::new(geometry.clone(), &[], &Bitfield::new(12));
+    world.join(2, Bitfield::full(12));
+    world.join(4, Bitfield::new(12));
+    let receiver = world.sources[1].key;
+    world.sources[1].choked = true;
+    world.swarm.handle_choked(receiver, &[]);
+    for piece in geometry.pieces().take(3) {
+        world.step(Step::Wait(50));
+        world.swarm.handle_have(world.now, receiver, piece);
+    }
+    let mut starved = Duration::ZERO;
+    while !world.swarm.is_complete() {
+        world.step(Step::Wait(20));
+        if world.sources[0].queue.is_empty() {
+            starved += Duration::from_millis(20);
+        }
+        (0..256).for_each(|_| world.step(Step::Send(0, false)));
+        assert!(starved < Duration::from_secs(3), "the seed idles, and the receiver is silent");
+    }
+    assert!(starved > Duration::from_millis(500), "it is waited for at all");
+}

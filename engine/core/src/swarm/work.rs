@@ -266,7 +266,7 @@ impl Work {
         true
     }
 
-    fn group_of_extent(&self, extent: ExtentIndex) -> u32 {
+    pub(super) fn group_of_extent(&self, extent: ExtentIndex) -> u32 {
         let first = self.geometry.pieces_of_extent(extent).next().expect("at least one piece");
         self.group_of_piece(first)
     }

@@ -4,16 +4,17 @@
 //! `request` and `set_*` methods. Everything a peer can make grow here has a bound.
 
 mod allowance;
+mod fast;
 mod incoming;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::allowance::Allowance;
 use super::error::LinkError;
 use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake};
-use super::handshake::Reserved;
+use super::handshake::{Reserved, WireId};
 use super::message::{FrameLimits, HashRequest, Message, RawBlock, piece_header};
 use super::plan::{ChannelId, GatherList};
 use crate::bitfield::Bitfield;
@@ -23,13 +24,16 @@ use crate::geometry::{BlockRef, Geometry, PieceIndex};
 pub const HASH_REQUESTS_MAX: usize = 64;
 /// How many blocks that we have given up may still arrive without blame.
 const GIVEN_UP_MAX: usize = 1024;
-/// Useless haves (repeated, or flapping with don't-have) before it counts as a flood. Honest peers
-/// repeat a handful around their bitfield.
-const USELESS_HAVES_MAX: u32 = 1000;
+/// Useless haves (repeated, or flapping with don't-have): so many at once, so many per second for ever.
+/// Honest peers repeat a handful around their bitfield, and what they lose and have again.
+const USELESS_HAVES: (u32, u32) = (1000, 10);
 /// Requests that we refused (choked, queue full, a piece we never announced) beyond a full queue, before
 /// it counts as a flood. What was on its way when the choke was sent is at most one queue; libtorrent,
 /// too, stops at 50 rejects. Every block served takes one back.
 const REFUSED_REQUESTS_SLACK: u32 = 50;
+/// Over what time refused requests are counted. An honest peer errs now and then, for weeks on one
+/// connection; a flood errs within a minute.
+const REFUSED_WINDOW: Duration = Duration::from_secs(60);
 /// Answers (metadata, hashes) waiting to be sent before further questions are rejected, in bytes.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// Messages waiting to be sent to a peer that goes on asking, before it counts as a flood: two queues
@@ -56,8 +60,9 @@ pub struct ChannelConfig {
     pub metadata_len_bytes: Option<u32>,
     /// We want nothing (BEP 21).
     pub upload_only: bool,
-    /// The torrent has a v2 view: set the upgrade bit (BEP 52).
-    pub v2: bool,
+    /// The name of the torrent's v2 view, if it has one: then the upgrade bit is set, and a peer that
+    /// sets it too is answered under this name (BEP 52).
+    pub v2_id: Option<WireId>,
 }
 
 /// Bounds of a channel, from [`LinkConfig`](super::link::LinkConfig).
@@ -192,16 +197,28 @@ pub struct Channel {
     raw: RawAvailability,
     /// The peer has said something that must come after what it has.
     has_spoken: bool,
-    useless_haves: u32,
+    useless_haves: Allowance,
     refused_requests: u32,
+    /// Since when they are counted.
+    refused_since: Option<Instant>,
     chatter: Allowance,
     chokes: Allowance,
     peer_extended: Option<ExtendedHandshake>,
+    /// Both sides have named the v2 view, so hash messages are understood.
+    is_v2: bool,
+    /// Pieces that we may ask for while choked (BEP 6), at most [`fast::ALLOWED_MAX`].
+    allowed_in: BTreeSet<PieceIndex>,
+    /// Pieces that the peer may ask for while choked, and how many requests of each are left.
+    allowed_out: BTreeMap<PieceIndex, u32>,
 
     /// Our requests in the order they were (or will be) sent.
     outstanding: VecDeque<BlockRef>,
     /// Requests that we gave up and that may still be answered.
     given_up: VecDeque<BlockRef>,
+    /// The outstanding request whose block is under way. One that is given up is so no more, also when
+    /// it is asked for again at once: what comes then are the bytes of the first time, and the block's
+    /// place may hold others by now.
+    under_way: Option<BlockRef>,
     hash_requests: Vec<HashRequest>,
     /// Since when nothing has come although requests are outstanding.
     waiting_since: Option<Instant>,
@@ -218,7 +235,6 @@ impl Channel {
         id: ChannelId,
         config: ChannelConfig,
         bounds: Bounds,
-        reserved: Reserved,
         client: Arc<str>,
     ) -> Self {
         Self {
@@ -226,7 +242,7 @@ impl Channel {
             bounds,
             config,
             client,
-            reserved,
+            reserved: Reserved::default(),
             choking: true,
             interested: false,
             peer_choking: true,
@@ -235,13 +251,18 @@ impl Channel {
             availability_said: false,
             raw: RawAvailability::default(),
             has_spoken: false,
-            useless_haves: 0,
+            useless_haves: Allowance::new(USELESS_HAVES),
             refused_requests: 0,
+            refused_since: None,
             chatter: Allowance::new(CHATTER),
             chokes: Allowance::new(CHOKES),
             peer_extended: None,
+            is_v2: false,
+            allowed_in: BTreeSet::new(),
+            allowed_out: BTreeMap::new(),
             outstanding: VecDeque::new(),
             given_up: VecDeque::new(),
+            under_way: None,
             hash_requests: Vec::new(),
             waiting_since: None,
             snubbed: false,
@@ -297,6 +318,11 @@ impl Channel {
     /// Whether the peer serves and takes metadata (BEP 9).
     pub fn can_metadata(&self) -> bool {
         self.peer_extended.as_ref().is_some_and(|extended| extended.metadata_id.is_some())
+    }
+
+    /// Whether the peer has named the v2 view of the torrent, so that it takes hash requests (BEP 52).
+    pub fn can_hash(&self) -> bool {
+        self.is_v2
     }
 
     /// How many requests may be outstanding: our bound and the peer's.
@@ -388,7 +414,11 @@ impl Channel {
         self.out.push_back(Out::Plain(if choking { Message::Choke } else { Message::Unchoke }));
         if choking {
             for block in std::mem::take(&mut self.peer_requests) {
-                self.push_reject(block.into());
+                if self.spend_allowed(block) {
+                    self.peer_requests.push_back(block);
+                } else {
+                    self.push_reject(block.into());
+                }
             }
         }
     }
@@ -402,11 +432,12 @@ impl Channel {
         }
     }
 
-    /// Asks for a block that is not outstanding here. `false`: the peer chokes us, or enough is
-    /// outstanding.
+    /// Asks for a block that is not outstanding here. `false`: the peer chokes us (and does not give
+    /// this piece nevertheless), or enough is outstanding.
     #[must_use = "a request that was not sent must go back to the picker"]
     pub fn request(&mut self, now: Instant, block: BlockRef) -> bool {
-        if self.peer_choking || self.outstanding_count() >= self.requests_max() {
+        let refuses = self.peer_choking && !self.allowed_in.contains(&block.piece());
+        if refuses || self.outstanding_count() >= self.requests_max() {
             return false;
         }
         debug_assert!(!self.outstanding.contains(&block), "{block:?} requested twice");
@@ -475,9 +506,9 @@ impl Channel {
         self.start();
     }
 
-    /// Announces that we want nothing more (BEP 21).
-    pub fn set_upload_only(&mut self) {
-        if !std::mem::replace(&mut self.config.upload_only, true) {
+    /// Announces that we want nothing more, or something again (BEP 21).
+    pub fn set_upload_only(&mut self, upload_only: bool) {
+        if std::mem::replace(&mut self.config.upload_only, upload_only) != upload_only {
             self.start();
         }
     }
@@ -520,9 +551,11 @@ impl Channel {
 
     // What the link does.
 
-    /// The peer's handshake has come: from here on we speak what both speak.
-    pub(super) fn set_peer_reserved(&mut self, peer: Reserved) {
-        self.reserved = peer.and(Reserved::ours(self.config.v2));
+    /// The peer's handshake has come: from here on we speak what both speak. `wire_id` is the name
+    /// that was agreed on.
+    pub(super) fn set_peer(&mut self, peer: Reserved, wire_id: WireId) {
+        self.reserved = peer.and(Reserved::ours(self.config.v2_id.is_some()));
+        self.is_v2 = self.config.v2_id == Some(wire_id);
     }
 
     /// Sends the extension handshake, if the peer understands it.
@@ -599,20 +632,27 @@ impl Channel {
     }
 
     /// Checks the header of a `piece` message before any of its payload is kept.
-    pub(super) fn check_block(&self, raw: RawBlock) -> Result<BlockRef, LinkError> {
+    pub(super) fn begin_block(&mut self, raw: RawBlock) -> Result<BlockRef, LinkError> {
         let not_requested = LinkError::BlockNotRequested { block: raw };
         let Some(geometry) = &self.config.geometry else {
             return Err(not_requested);
         };
         let block = geometry.block(raw.piece, raw.begin, raw.len)?;
-        let known = self.outstanding.contains(&block) || self.given_up.contains(&block);
+        let is_wanted = self.outstanding.contains(&block);
+        self.under_way = is_wanted.then_some(block);
+        let known = is_wanted || self.given_up.contains(&block);
         known.then_some(block).ok_or(not_requested)
+    }
+
+    /// Whether the block that is under way answers a request that still stands.
+    pub(super) fn is_under_way(&self, block: BlockRef) -> bool {
+        self.under_way == Some(block)
     }
 
     /// The last byte of a block has come.
     pub(super) fn finish_block(&mut self, now: Instant, block: BlockRef, kept: Option<Kept>) {
         self.snubbed = false;
-        if self.forget_outstanding(block) {
+        if self.under_way.take() == Some(block) && self.forget_outstanding(block) {
             self.chatter.earn(CHATTER_PER_BLOCK);
             self.waiting_since = (!self.outstanding.is_empty()).then_some(now);
             self.events.push_back(ChannelEvent::Block { block, kept });
@@ -664,6 +704,9 @@ impl Channel {
 
     fn forget_outstanding(&mut self, block: BlockRef) -> bool {
         let found = forget(&mut self.outstanding, block);
+        if self.under_way == Some(block) {
+            self.under_way = None;
+        }
         if self.outstanding.is_empty() {
             self.waiting_since = None;
         }

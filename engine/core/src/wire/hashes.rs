@@ -7,7 +7,6 @@ use thiserror::Error;
 
 use super::message::HashRequest;
 use crate::merkle::{ASKED_MAX, Hash, HashRange, MerkleError, TreeShape};
-use crate::swarm::PeerKey;
 
 /// What a peer did wrong.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -36,12 +35,12 @@ pub struct Verified {
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct Chunk<P> {
     shape: TreeShape,
     range: HashRange,
-    asked: Option<PeerKey>,
+    asked: Option<P>,
     /// Peers that have refused it or sent it false.
-    refused: Vec<PeerKey>,
+    refused: Vec<P>,
 }
 
 #[derive(Debug)]
@@ -50,16 +49,22 @@ struct Layer {
     missing: u32,
 }
 
-/// Which hashes are still to be fetched, and who was asked.
-#[derive(Debug, Default)]
-pub struct HashFetch {
-    chunks: BTreeMap<HashRequest, Chunk>,
+/// Which hashes are still to be fetched, and who was asked. `P` names a peer.
+#[derive(Debug)]
+pub struct HashFetch<P> {
+    chunks: BTreeMap<HashRequest, Chunk<P>>,
     /// Those that nobody is asked for.
     idle: BTreeSet<HashRequest>,
     layers: BTreeMap<(Hash, u32), Layer>,
 }
 
-impl HashFetch {
+impl<P> Default for HashFetch<P> {
+    fn default() -> Self {
+        Self { chunks: BTreeMap::new(), idle: BTreeSet::new(), layers: BTreeMap::new() }
+    }
+}
+
+impl<P: Copy + Ord> HashFetch<P> {
     /// Nothing is wanted yet.
     pub fn new() -> Self {
         Self::default()
@@ -85,37 +90,44 @@ impl HashFetch {
         self.layers.insert(key, Layer { chunks: BTreeMap::new(), missing });
     }
 
-    /// Wants the leaves of one piece of a file, proven up to the piece layer, or up to the root where
-    /// that is lower. `piece_in_file` counts the file's pieces from 0.
-    pub fn want_leaves(
-        &mut self,
-        pieces_root: Hash,
-        shape: TreeShape,
-        piece_layer: u32,
-        piece_in_file: u32,
-    ) {
-        let top = piece_layer.min(shape.layer_count());
-        if top == 0 {
-            return; // the leaf is the piece's hash, or the root
-        }
-        let piece_leaves = 1_u64 << top;
-        let begin = u64::from(piece_in_file) << piece_layer;
-        let end = shape.leaf_count().min(begin + piece_leaves);
-        let length = piece_leaves.min(ASKED_MAX.into()) as u32;
-        for first in (begin..end).step_by(length as usize) {
-            let range = HashRange::new(shape, 0, first as u32, length, top - 1);
-            self.add(pieces_root, shape, range.expect("a range of this tree"));
+    /// Wants the leaves under one node of a file's tree, proven up to that node, or up to the root where
+    /// that is lower. `unit` counts the nodes of `unit_layer` from 0: a piece, if that is the piece
+    /// layer; several small pieces together, if it is higher. Nothing happens if they are wanted already.
+    pub fn want_leaves(&mut self, pieces_root: Hash, shape: TreeShape, unit_layer: u32, unit: u32) {
+        for range in HashRange::leaves_of_piece(shape, unit_layer, unit) {
+            self.add(pieces_root, shape, range);
         }
     }
 
+    /// The leaves under a node are of no use any more.
+    pub fn forget_leaves(
+        &mut self,
+        pieces_root: Hash,
+        shape: TreeShape,
+        unit_layer: u32,
+        unit: u32,
+    ) {
+        for range in HashRange::leaves_of_piece(shape, unit_layer, unit) {
+            let request = request_of(pieces_root, range);
+            self.chunks.remove(&request);
+            self.idle.remove(&request);
+        }
+    }
+
+    /// Whether leaves under a node are still to come, and from whom somebody might.
+    pub fn wants_leaves(
+        &self,
+        pieces_root: Hash,
+        shape: TreeShape,
+        unit_layer: u32,
+        unit: u32,
+    ) -> bool {
+        HashRange::leaves_of_piece(shape, unit_layer, unit)
+            .any(|range| self.chunks.contains_key(&request_of(pieces_root, range)))
+    }
+
     fn add(&mut self, pieces_root: Hash, shape: TreeShape, range: HashRange) {
-        let request = HashRequest {
-            pieces_root,
-            base_layer: range.base_layer(),
-            index: range.index(),
-            length: range.length(),
-            proof_layers: range.proof_layers(),
-        };
+        let request = request_of(pieces_root, range);
         self.chunks.entry(request).or_insert_with(|| {
             self.idle.insert(request);
             Chunk { shape, range, asked: None, refused: Vec::new() }
@@ -128,13 +140,23 @@ impl HashFetch {
     }
 
     /// Whether a peer may still have something of what is wanted.
-    pub fn wants_from(&self, peer: PeerKey) -> bool {
+    pub fn wants_from(&self, peer: P) -> bool {
         self.chunks.values().any(|chunk| !chunk.refused.contains(&peer))
     }
 
     /// What to ask a peer for; call until `None` or until its channel takes no more.
-    pub fn next_request(&mut self, peer: PeerKey) -> Option<HashRequest> {
-        let willing = |request: &&HashRequest| !self.chunks[*request].refused.contains(&peer);
+    pub fn next_request(&mut self, peer: P) -> Option<HashRequest> {
+        self.next_request_if(peer, |_| true)
+    }
+
+    /// What to ask a peer for among that which `may` lets through.
+    pub fn next_request_if(
+        &mut self,
+        peer: P,
+        may: impl Fn(&HashRequest) -> bool,
+    ) -> Option<HashRequest> {
+        let willing =
+            |request: &&HashRequest| !self.chunks[*request].refused.contains(&peer) && may(request);
         let request = *self.idle.iter().find(willing)?;
         self.idle.remove(&request);
         self.chunks.get_mut(&request).expect("idle chunks are chunks").asked = Some(peer);
@@ -148,7 +170,7 @@ impl HashFetch {
     /// [`HashesError`] when the peer is at fault; another one will be asked.
     pub fn handle_hashes(
         &mut self,
-        peer: PeerKey,
+        peer: P,
         request: &HashRequest,
         hashes: &[Hash],
         known: impl FnOnce(&Hash, u32, u64) -> Option<Hash>,
@@ -192,14 +214,31 @@ impl HashFetch {
     }
 
     /// A peer will not send these hashes.
-    pub fn handle_rejected(&mut self, peer: PeerKey, request: &HashRequest) {
+    pub fn handle_rejected(&mut self, peer: P, request: &HashRequest) {
         if self.chunks.get(request).is_some_and(|chunk| chunk.asked == Some(peer)) {
             self.release(*request, Some(peer));
         }
     }
 
+    /// A request could not be sent: it is idle again.
+    pub fn handle_unsent(&mut self, request: &HashRequest) {
+        self.release(*request, None);
+    }
+
+    /// Nothing has come for too long: whoever was asked is passed over. Those passed over before may be
+    /// asked again, or a torrent whose peers all were silent once would never be known.
+    pub fn handle_silence(&mut self) {
+        for (&request, chunk) in &mut self.chunks {
+            chunk.refused.clear();
+            if let Some(silent) = chunk.asked.take() {
+                chunk.refused.push(silent);
+                self.idle.insert(request);
+            }
+        }
+    }
+
     /// A peer is gone, or takes too long: others are asked.
-    pub fn remove_peer(&mut self, peer: PeerKey) {
+    pub fn remove_peer(&mut self, peer: P) {
         for (&request, chunk) in &mut self.chunks {
             chunk.refused.retain(|&other| other != peer);
             if chunk.asked == Some(peer) {
@@ -209,12 +248,22 @@ impl HashFetch {
         }
     }
 
-    fn release(&mut self, request: HashRequest, refused_by: Option<PeerKey>) {
+    fn release(&mut self, request: HashRequest, refused_by: Option<P>) {
         if let Some(chunk) = self.chunks.get_mut(&request) {
             chunk.asked = None;
             chunk.refused.extend(refused_by);
             self.idle.insert(request);
         }
+    }
+}
+
+fn request_of(pieces_root: Hash, range: HashRange) -> HashRequest {
+    HashRequest {
+        pieces_root,
+        base_layer: range.base_layer(),
+        index: range.index(),
+        length: range.length(),
+        proof_layers: range.proof_layers(),
     }
 }
 
@@ -232,6 +281,7 @@ pub fn check_request(request: &HashRequest, shape: TreeShape) -> Result<HashRang
 mod tests {
     use super::*;
     use crate::merkle::{UpperTree, piece_layer_from_leaves, root_from_leaves};
+    use crate::swarm::PeerKey;
 
     const A: PeerKey = PeerKey(1);
     const B: PeerKey = PeerKey(2);
@@ -332,6 +382,12 @@ mod tests {
         assert_eq!(fetch.next_request(third), Some(request));
         fetch.remove_peer(third);
         assert_eq!(fetch.next_request(PeerKey(4)), Some(request));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(PeerKey(4)), None, "passed over");
+        assert_eq!(fetch.next_request(B), Some(request), "its turn again");
+        fetch.handle_unsent(&request);
+        assert_eq!(fetch.next_request_if(B, |_| false), None);
+        assert_eq!(fetch.next_request(B), Some(request));
     }
 
     #[test]

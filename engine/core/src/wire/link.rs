@@ -155,7 +155,7 @@ impl Link {
             Phase::Handshake { wire_ids: wire_ids.to_vec(), until: now + config.handshake_max };
         let mut link = Self::new(now, config, phase);
         link.greet(wire_ids[0], &channel);
-        link.open_channel(channel, Reserved::default());
+        link.open_channel(channel);
         link
     }
 
@@ -187,7 +187,8 @@ impl Link {
         }
     }
 
-    /// Answers an incoming handshake for the torrent `wire_id` and opens its channel.
+    /// Answers an incoming handshake for the torrent `wire_id` and opens its channel. A peer that has
+    /// named the v1 view of a hybrid and set the upgrade bit is answered by the v2 name (BEP 52).
     ///
     /// # Panics
     /// If no handshake waits for an answer.
@@ -195,9 +196,10 @@ impl Link {
         assert!(matches!(self.phase, Phase::Offered { .. }), "nothing to accept");
         let peer = self.peer.expect("an offered link has seen a handshake");
         self.phase = Phase::Open;
-        self.greet(wire_id, &channel);
-        let reserved = peer.reserved.and(Reserved::ours(channel.v2));
-        let id = self.open_channel(channel, reserved);
+        let answer = channel.v2_id.filter(|_| peer.reserved.v2()).unwrap_or(wire_id);
+        self.greet(answer, &channel);
+        let id = self.open_channel(channel);
+        self.channels[0].set_peer(peer.reserved, answer);
         self.channels[0].start();
         id
     }
@@ -260,7 +262,9 @@ impl Link {
         if let Some(mid) = &mut self.mid {
             let (channel, block) = (mid.channel, mid.block);
             let len = block.len() - mid.filled;
-            if mid.kept.is_none() && can_place(channel, block) {
+            if !self.channels[0].is_under_way(block) {
+                slots.push(PlanSlot::Small { len: len as usize }); // read only to be forgotten
+            } else if mid.kept.is_none() && can_place(channel, block) {
                 slots.push(PlanSlot::Block { channel, block, from_offset: mid.filled, len });
             } else {
                 mid.keep();
@@ -271,7 +275,9 @@ impl Link {
         // The first header may have begun to arrive, or be that of another message.
         let mut header_len = PIECE_HEADER_LEN;
         let mut staged = self.staged.as_slice();
-        let mid_block = self.mid.as_ref().map(|mid| mid.block);
+        // One that was given up and asked for again comes a second time.
+        let is_wanted = |block: &BlockRef| self.channels[0].is_under_way(*block);
+        let mid_block = self.mid.as_ref().map(|mid| mid.block).filter(is_wanted);
         let mut predicted = false;
         for channel in &self.channels {
             for block in channel.outstanding() {
@@ -366,7 +372,7 @@ impl Link {
                     self.feed(now, scratch, landed)?;
                 }
                 PlanSlot::Block { block, from_offset, .. }
-                    if self.mid.as_ref().is_some_and(|mid| mid.continues(block, from_offset)) =>
+                    if self.continues(block, from_offset) =>
                 {
                     self.advance(now, took as u32); // at most a block
                 }
@@ -400,7 +406,9 @@ impl Link {
                 bytes = self.feed_handshake(bytes)?;
             } else if let Some(mid) = &mut self.mid {
                 let took = bytes.len().min((mid.block.len() - mid.filled) as usize);
-                mid.write(&bytes[..took], landed);
+                if self.channels[0].is_under_way(mid.block) {
+                    mid.write(&bytes[..took], landed);
+                }
                 self.advance(now, took as u32);
                 bytes = &bytes[took..];
             } else if self.staged.is_empty() {
@@ -443,11 +451,17 @@ impl Link {
                 Ok(len)
             }
             Frame::PieceHeader(raw) => {
-                let block = channel.check_block(raw)?;
+                let block = channel.begin_block(raw)?;
                 self.mid = Some(MidBlock { channel: channel.id(), block, filled: 0, kept: None });
                 Ok(PIECE_HEADER_LEN)
             }
         }
+    }
+
+    /// Whether the block under way goes on at this place of the plan.
+    fn continues(&self, block: BlockRef, from_offset: u32) -> bool {
+        let is_wanted = self.channels[0].is_under_way(block);
+        self.mid.as_ref().is_some_and(|mid| is_wanted && mid.continues(block, from_offset))
     }
 
     fn feed_handshake<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], LinkError> {
@@ -478,7 +492,7 @@ impl Link {
         } else if wire_ids.contains(&peer.wire_id) {
             self.phase = Phase::Open;
             for channel in &mut self.channels {
-                channel.set_peer_reserved(peer.reserved);
+                channel.set_peer(peer.reserved, peer.wire_id);
                 channel.start();
             }
         } else {
@@ -619,19 +633,19 @@ impl Link {
     }
 
     fn greet(&mut self, wire_id: WireId, channel: &ChannelConfig) {
-        let reserved = Reserved::ours(channel.v2);
+        let reserved = Reserved::ours(channel.v2_id.is_some());
         let greeting = Handshake { reserved, wire_id, peer_id: self.config.peer_id };
         self.greeting = Some(greeting.encode());
     }
 
-    fn open_channel(&mut self, channel: ChannelConfig, reserved: Reserved) -> ChannelId {
+    fn open_channel(&mut self, channel: ChannelConfig) -> ChannelId {
         let id = ChannelId(self.channels.len() as u32); // one, on a stock connection
         let bounds = Bounds {
             requests_in_max: self.config.requests_in_max,
             requests_out_max: self.config.requests_out_max,
             request_stall_max: self.config.request_stall_max,
         };
-        self.channels.push(Channel::new(id, channel, bounds, reserved, self.config.client.clone()));
+        self.channels.push(Channel::new(id, channel, bounds, self.config.client.clone()));
         id
     }
 }

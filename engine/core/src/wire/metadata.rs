@@ -8,14 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use crate::swarm::PeerKey;
-
 /// Longest info dict that is fetched, in bytes: two million pieces of 20 bytes, and the names.
 pub const METADATA_LEN_MAX: u32 = 48 << 20;
 /// Length of every piece of the info dict but the last, in bytes (BEP 9).
 pub const METADATA_PIECE_LEN: u32 = 16 * 1024;
 /// Requests outstanding with one peer.
-const PIPELINE: usize = 4;
+const PIPELINE: usize = 16;
 /// So often may a peer have taken part in a wrong whole.
 const FAILURES_MAX: u32 = 3;
 
@@ -54,23 +52,29 @@ struct Source {
 }
 
 #[derive(Debug)]
-struct Assembly {
+struct Assembly<P> {
     len_bytes: u32,
-    pieces: Vec<Option<(PeerKey, Vec<u8>)>>,
-    asked: BTreeMap<u32, PeerKey>,
+    pieces: Vec<Option<(P, Vec<u8>)>>,
+    asked: BTreeMap<u32, P>,
     /// Only this peer is asked, since a mixed whole was wrong.
-    alone: Option<PeerKey>,
+    alone: Option<P>,
 }
 
-/// Assembles one info dict.
-#[derive(Debug, Default)]
-pub struct MetadataFetch {
-    sources: BTreeMap<PeerKey, Source>,
-    assembly: Option<Assembly>,
+/// Assembles one info dict. `P` names a peer.
+#[derive(Debug)]
+pub struct MetadataFetch<P> {
+    sources: BTreeMap<P, Source>,
+    assembly: Option<Assembly<P>>,
     mistrust: bool,
 }
 
-impl MetadataFetch {
+impl<P> Default for MetadataFetch<P> {
+    fn default() -> Self {
+        Self { sources: BTreeMap::new(), assembly: None, mistrust: false }
+    }
+}
+
+impl<P: Copy + Ord> MetadataFetch<P> {
     /// Nothing is known yet.
     pub fn new() -> Self {
         Self::default()
@@ -80,7 +84,7 @@ impl MetadataFetch {
     ///
     /// # Errors
     /// [`MetadataError::TooLong`].
-    pub fn handle_len(&mut self, peer: PeerKey, len_bytes: u32) -> Result<(), MetadataError> {
+    pub fn handle_len(&mut self, peer: P, len_bytes: u32) -> Result<(), MetadataError> {
         if len_bytes > METADATA_LEN_MAX {
             return Err(MetadataError::TooLong { len_bytes });
         }
@@ -88,8 +92,20 @@ impl MetadataFetch {
         Ok(())
     }
 
+    /// Nothing has come for too long: whoever was asked is passed over. Those passed over before may be
+    /// asked again, or an info dict whose peers all were silent once would never be fetched; of those who
+    /// lied nothing is taken any more.
+    pub fn handle_silence(&mut self) {
+        let silent: BTreeSet<P> =
+            self.assembly.iter().flat_map(|assembly| assembly.asked.values().copied()).collect();
+        for source in self.sources.values_mut() {
+            source.useless = source.failures >= FAILURES_MAX;
+        }
+        silent.into_iter().for_each(|peer| self.refuse(peer));
+    }
+
     /// What to ask a peer for now, if anything; call until `None`.
-    pub fn next_request(&mut self, peer: PeerKey) -> Option<u32> {
+    pub fn next_request(&mut self, peer: P) -> Option<u32> {
         let source = self.sources.get(&peer).filter(|source| !source.useless)?;
         let len_bytes = source.len_bytes?;
         let mistrust = self.mistrust;
@@ -119,7 +135,7 @@ impl MetadataFetch {
     /// [`MetadataError`] when the peer is at fault; it is not asked again.
     pub fn handle_piece(
         &mut self,
-        peer: PeerKey,
+        peer: P,
         index: u32,
         total_len_bytes: u32,
         data: Vec<u8>,
@@ -155,15 +171,15 @@ impl MetadataFetch {
         self.mistrust = true;
         for sender in &senders {
             if let Some(source) = self.sources.get_mut(sender) {
-                source.failures += 1;
-                source.useless |= senders.len() == 1 || source.failures >= FAILURES_MAX;
+                source.failures += if senders.len() == 1 { FAILURES_MAX } else { 1 };
+                source.useless |= source.failures >= FAILURES_MAX;
             }
         }
         if senders.len() == 1 { Err(MetadataError::WrongHash) } else { Ok(None) }
     }
 
     /// A peer will not send what it was asked for.
-    pub fn handle_rejected(&mut self, peer: PeerKey, index: u32) {
+    pub fn handle_rejected(&mut self, peer: P, index: u32) {
         let asked = self.assembly.as_ref().and_then(|assembly| assembly.asked.get(&index));
         if asked == Some(&peer) {
             self.refuse(peer);
@@ -171,12 +187,12 @@ impl MetadataFetch {
     }
 
     /// A peer is gone, or takes too long.
-    pub fn remove_peer(&mut self, peer: PeerKey) {
+    pub fn remove_peer(&mut self, peer: P) {
         self.refuse(peer);
         self.sources.remove(&peer);
     }
 
-    fn refuse(&mut self, peer: PeerKey) {
+    fn refuse(&mut self, peer: P) {
         if let Some(source) = self.sources.get_mut(&peer) {
             source.useless = true;
         }
@@ -211,6 +227,7 @@ fn piece_len(len_bytes: u32, index: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::swarm::PeerKey;
 
     const A: PeerKey = PeerKey(1);
     const B: PeerKey = PeerKey(2);
@@ -219,14 +236,18 @@ mod tests {
         (0..100_000_u32).map(|i| (i * 7 / 3) as u8).collect()
     }
 
-    fn fetch(lens: &[(PeerKey, u32)]) -> MetadataFetch {
+    fn fetch(lens: &[(PeerKey, u32)]) -> MetadataFetch<PeerKey> {
         let mut fetch = MetadataFetch::new();
         lens.iter().for_each(|&(peer, len)| fetch.handle_len(peer, len).unwrap());
         fetch
     }
 
     /// Peers answer in turn, `liar` with a flipped bit.
-    fn run(fetch: &mut MetadataFetch, peers: &[PeerKey], liar: Option<PeerKey>) -> Option<Vec<u8>> {
+    fn run(
+        fetch: &mut MetadataFetch<PeerKey>,
+        peers: &[PeerKey],
+        liar: Option<PeerKey>,
+    ) -> Option<Vec<u8>> {
         let whole = info();
         for _ in 0..100 {
             for &peer in peers {
@@ -276,6 +297,23 @@ mod tests {
         assert!(fetch.assembly.as_ref().unwrap().pieces.is_empty());
         fetch.handle_rejected(A, 0);
         assert_eq!(run(&mut fetch, &[A, B], None), Some(info()));
+    }
+
+    /// A peer offered the info dict and then only kept its connection alive: the listing waited for it
+    /// for ever.
+    #[test]
+    fn who_is_silent_is_passed_over_and_asked_again_only_when_nobody_else_is_left() {
+        let len = info().len() as u32;
+        let mut fetch = fetch(&[(A, len), (B, len)]);
+        assert_eq!(fetch.next_request(A), Some(0));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(A), None);
+        assert_eq!(fetch.next_request(B), Some(0));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), None);
+        assert_eq!(fetch.next_request(A), Some(0), "its turn again");
+        let cut = fetch.handle_piece(A, 0, len + 1, vec![0; 16_384], |_| true);
+        assert_eq!(cut, Err(MetadataError::WrongLen { index: 0 }));
     }
 
     #[test]

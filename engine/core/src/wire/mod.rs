@@ -11,6 +11,7 @@
 pub mod channel;
 pub mod error;
 pub mod extension;
+pub mod fast;
 pub mod handshake;
 pub mod hashes;
 pub mod link;

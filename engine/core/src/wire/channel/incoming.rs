@@ -5,9 +5,7 @@ use std::time::Instant;
 use super::super::error::LinkError;
 use super::super::extension::{ExtendedHandshake, MetadataMessage, decode_dont_have, ours};
 use super::super::message::{Message, RawBlock};
-use super::{
-    ANSWER_BYTES_MAX, Channel, ChannelEvent, Out, REFUSED_REQUESTS_SLACK, USELESS_HAVES_MAX,
-};
+use super::{ANSWER_BYTES_MAX, Channel, ChannelEvent, Out, REFUSED_REQUESTS_SLACK, REFUSED_WINDOW};
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, GeometryError, PIECE_COUNT_MAX};
 
@@ -46,7 +44,7 @@ impl Channel {
             Message::Bitfield(bytes) => self.handle_availability(Err(bytes))?,
             Message::HaveAll => self.handle_availability(Ok(true))?,
             Message::HaveNone => self.handle_availability(Ok(false))?,
-            Message::Have(raw) => self.handle_have(raw)?,
+            Message::Have(raw) => self.handle_have(now, raw)?,
             Message::Request(raw) => self.handle_request(now, raw)?,
             Message::Cancel(raw) => {
                 if let Some(block) = self.peer_block(raw)?
@@ -58,17 +56,9 @@ impl Channel {
                 }
             }
             Message::Reject(raw) => self.handle_reject(raw)?,
-            Message::Suggest(raw) => {
-                if let Some(geometry) = &self.config.geometry {
-                    self.events.push_back(ChannelEvent::Suggest(geometry.piece(raw)?));
-                }
-            }
-            Message::AllowedFast(raw) => {
-                if let Some(geometry) = &self.config.geometry {
-                    self.events.push_back(ChannelEvent::AllowedFast(geometry.piece(raw)?));
-                }
-            }
-            Message::Extended { id, payload } => self.handle_extended(id, payload)?,
+            Message::Suggest(raw) => self.handle_suggest(raw)?,
+            Message::AllowedFast(raw) => self.handle_allowed_fast(raw)?,
+            Message::Extended { id, payload } => self.handle_extended(now, id, payload)?,
             Message::HashRequest(request) => {
                 self.check_replies()?;
                 if self.out_bytes > ANSWER_BYTES_MAX {
@@ -141,6 +131,7 @@ impl Channel {
         let mut dropped = Vec::new();
         if !self.reserved.fast() {
             dropped.extend(self.outstanding.drain(..));
+            self.under_way = None;
             self.out.retain(|out| !matches!(out, Out::Plain(Message::Request(_))));
             // Some may be on the wire already.
             dropped.iter().for_each(|&block| self.give_up(block));
@@ -194,12 +185,12 @@ impl Channel {
             self.events.push_back(ChannelEvent::Availability);
         }
         if (news as usize) * HAVE_MESSAGE_LEN < bytes.len() {
-            self.count_useless_have()?;
+            self.count_useless_have(now)?;
         }
         Ok(())
     }
 
-    fn handle_have(&mut self, raw: u32) -> Result<(), LinkError> {
+    fn handle_have(&mut self, now: Instant, raw: u32) -> Result<(), LinkError> {
         let first = !std::mem::replace(&mut self.availability_said, true);
         let Some(geometry) = &self.config.geometry else {
             if raw >= PIECE_COUNT_MAX {
@@ -222,15 +213,13 @@ impl Channel {
         } else if news {
             self.events.push_back(ChannelEvent::Have(piece));
         } else {
-            self.count_useless_have()?;
+            self.count_useless_have(now)?;
         }
         Ok(())
     }
 
-    fn count_useless_have(&mut self) -> Result<(), LinkError> {
-        self.useless_haves += 1;
-        let flood = self.useless_haves > USELESS_HAVES_MAX;
-        if flood { Err(LinkError::Flood { what: "haves" }) } else { Ok(()) }
+    fn count_useless_have(&mut self, now: Instant) -> Result<(), LinkError> {
+        if self.useless_haves.spend(now) { Ok(()) } else { Err(LinkError::Flood { what: "haves" }) }
     }
 
     fn handle_request(&mut self, now: Instant, raw: RawBlock) -> Result<(), LinkError> {
@@ -238,15 +227,16 @@ impl Channel {
         let block = self.peer_block(raw)?;
         let full = self.peer_requests.len() >= self.bounds.requests_in_max as usize;
         match block {
-            Some(block) if !self.choking && !full => {
-                if self.peer_requests.contains(&block) {
-                    return self.count_chatter(now);
-                }
+            Some(block) if self.peer_requests.contains(&block) => return self.count_chatter(now),
+            Some(block) if !full && (!self.choking || self.spend_allowed(block)) => {
                 self.peer_requests.push_back(block);
                 self.events.push_back(ChannelEvent::Request(block));
             }
             _ => {
                 // Choked, too many, or a torrent that we know nothing of yet.
+                if self.refused_since.is_none_or(|since| since + REFUSED_WINDOW <= now) {
+                    (self.refused_requests, self.refused_since) = (0, Some(now));
+                }
                 self.refused_requests += 1;
                 self.push_reject(raw);
             }
@@ -272,7 +262,7 @@ impl Channel {
         }
     }
 
-    fn handle_extended(&mut self, id: u8, payload: &[u8]) -> Result<(), LinkError> {
+    fn handle_extended(&mut self, now: Instant, id: u8, payload: &[u8]) -> Result<(), LinkError> {
         match id {
             ours::HANDSHAKE => {
                 let extended = ExtendedHandshake::decode(payload)?;
@@ -287,16 +277,16 @@ impl Channel {
                     if self.peer_has.as_mut().is_some_and(|has| has.clear(piece)) {
                         self.events.push_back(ChannelEvent::DontHave(piece));
                     }
-                    self.count_useless_have()?;
+                    self.count_useless_have(now)?;
                 } else if let Some(byte) = self.raw.haves.get_mut((raw / 8) as usize) {
                     *byte &= !(0x80 >> (raw % 8));
                 }
             }
             ours::UPLOAD_ONLY => {
                 let on = payload.first().is_some_and(|&on| on != 0);
-                if let Some(extended) = &mut self.peer_extended {
-                    extended.upload_only = on;
-                }
+                let extended = self.peer_extended.get_or_insert_default();
+                extended.upload_only = on;
+                self.events.push_back(ChannelEvent::Extended(extended.clone()));
             }
             _ => {} // an id that we have not given out; BEP 10 says to ignore it
         }

@@ -1,5 +1,6 @@
 //! The link against a model of scattered memory, a scripted peer, and another link.
 
+mod hints;
 mod limits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -463,12 +464,13 @@ fn a_wrong_handshake_ends_the_connection_at_once() {
 #[test]
 fn a_hybrid_may_be_answered_under_its_other_id() {
     let (now, v2) = (Instant::now(), WireId([9; 20]));
-    let config = ChannelConfig { v2: true, ..channel_config() };
+    let config = ChannelConfig { v2_id: Some(v2), ..channel_config() };
     let link = Link::outgoing(now, LinkConfig::default(), &[TORRENT, v2], config);
     let mut bench = Bench::of(link, now);
     let answer = Handshake { reserved: Reserved::ours(true), wire_id: v2, peer_id: PEER };
     bench.receive(&answer.encode()).unwrap();
     assert_eq!(bench.events, [LinkEvent::Handshake(answer)]);
+    assert!(bench.channel().can_hash());
 }
 
 #[test]
