@@ -267,6 +267,8 @@ impl Shard {
         }
         let bad = check.bad;
         active.check = None;
+        self.answer_waiting(listing, true);
+        let Some(active) = self.active.get_mut(&listing) else { return };
         if active.stage != Stage::Checking {
             self.begin_stage(listing);
             return;

@@ -90,7 +90,7 @@ impl Shard {
         for (&addr, target) in &mut active.dialer.targets {
             let is_known = |peer_id: PeerId| {
                 let who = Who::of(peer_id, addr);
-                connected.contains(&who) || self.banned.contains_key(&who)
+                connected.contains(&who) || self.banned.get(&who).is_some_and(|&until| until > now)
             };
             if target.is_dialling || target.peer_id.is_some_and(is_known) {
                 continue; // looked at again when that connection ends

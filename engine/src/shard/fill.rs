@@ -12,6 +12,7 @@ use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{BlockRef, EXTENT_LEN_MAX, ExtentIndex, Geometry, PieceIndex};
 use ringseed_core::wire::Kept;
 use ringseed_sys::arena::ExtentMut;
+use ringseed_sys::hash;
 
 use super::peer::{ConnId, Who};
 use crate::store::RunSet;
@@ -28,6 +29,8 @@ pub(super) enum Arrival {
     Whole,
     /// Had already: wasted.
     Duplicate,
+    /// Its beginning went elsewhere: it is still missing.
+    Torn,
 }
 
 /// One block of an extent being filled.
@@ -40,7 +43,8 @@ pub(super) struct FillBlock {
     /// The connection whose bytes may lie in its place already. Others bring theirs in buffers of
     /// their own, so that a block never mixes bytes of two peers and blame finds the right one.
     owner: Option<ConnId>,
-    /// SHA-256 of its bytes, in torrents with a v2 view, once it was hashed.
+    /// SHA-256 of its bytes, once it was hashed: with a v2 view when it came, else when its bytes go to
+    /// the disk unverified.
     pub leaf: Option<[u8; 32]>,
 }
 
@@ -246,6 +250,7 @@ impl Assembler {
             Some(found) if found.from.is_none() && (is_whole || found.owner == Some(conn)) => {
                 found.from = Some(from);
             }
+            Some(found) if found.from.is_none() => return Arrival::Torn,
             _ => return Arrival::Duplicate,
         }
         if let Some(kept) = kept {
@@ -303,6 +308,40 @@ impl Assembler {
             }
         }
         senders.into_iter().collect()
+    }
+
+    /// A block is bad: it is missing again. Returns who sent it; `None` for one that is on disk.
+    pub fn reject_block(&mut self, geometry: &Geometry, block: BlockRef) -> Option<Who> {
+        let (extent, offset) = geometry.extent_of(block);
+        let fill = self.fills.get_mut(&extent.get()).filter(|fill| fill.spill.is_none())?;
+        let found = fill.find(block, offset)?;
+        let sender = found.from.take()?;
+        (found.owner, found.leaf) = (None, None);
+        *self.missing.entry(block.piece().get()).or_default() += 1;
+        Some(sender)
+    }
+
+    /// Whether every block of a piece is here, or was and is on disk unverified.
+    pub fn is_whole(&self, piece: PieceIndex) -> bool {
+        self.missing.get(&piece.get()) == Some(&0)
+    }
+
+    /// Hashes the blocks of an extent that are not hashed.
+    pub fn digest_blocks(&mut self, extent: ExtentIndex) {
+        let Some(fill) = self.fills.get_mut(&extent.get()) else { return };
+        let Some(buf) = fill.buf.as_deref() else { return };
+        let mut blocks: Vec<&mut FillBlock> =
+            fill.blocks.iter_mut().filter(|block| block.leaf.is_none()).collect();
+        let range = |block: &FillBlock| {
+            let begin = block.offset as usize;
+            begin..begin + block.block.len() as usize
+        };
+        let messages: Vec<&[u8]> = blocks.iter().map(|block| &buf[range(block)]).collect();
+        let mut digests = vec![[0; 32]; messages.len()];
+        hash::sha256_many(&messages, &mut digests);
+        for (block, digest) in blocks.iter_mut().zip(digests) {
+            block.leaf = Some(digest);
+        }
     }
 
     /// A piece did not verify: all its blocks are missing again. Returns their bytes.

@@ -1,9 +1,8 @@
 //! Hashing at the end of the turn, in batches: 16 KiB leaves of everything that landed (v2), whole
 //! pieces (v1), while the bytes are still in the cache of this core.
 //!
-//! A piece that does not verify is never accepted and never written. If all of it came from one peer,
-//! that peer is banned. If several had a part in it, the digests of its blocks are kept; when the
-//! piece has been fetched again and verifies, every block that differs convicts its sender.
+//! A piece that does not verify is never accepted and never written; `blame` says whose fault it was. A
+//! block whose leaf is known is judged by itself.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,7 +13,6 @@ use ringseed_sys::hash;
 
 use super::Shard;
 use super::listing::{Active, Stage};
-use super::peer::Who;
 use super::timers::Timer;
 use crate::api::{ListingError, ListingId};
 
@@ -22,8 +20,6 @@ use crate::api::{ListingError, ListingId};
 const LEAVES_PER_BATCH: usize = 256;
 /// Bytes put through SHA-1 in one call at most, unless a single piece is longer.
 const PIECE_BYTES_PER_BATCH: u64 = 16 << 20;
-/// Failed attempts at a piece that are remembered.
-const ATTEMPTS_MAX: usize = 8;
 /// Whole pieces that SHA-1 waits for while blocks keep coming: the lanes of the widest kernel. Sixteen
 /// pieces hash four to five times as fast as sixteen times one.
 const LANES: usize = 16;
@@ -45,15 +41,6 @@ pub(super) struct Hashing {
     /// Since when whole pieces wait for others to fill the lanes.
     held_since: Option<Instant>,
 }
-
-/// Blocks of pieces that did not verify: position in the piece, digest, sender.
-#[derive(Debug, Default)]
-pub(super) struct Suspicions {
-    by_piece: BTreeMap<u32, Vec<Vec<BlockDigest>>>,
-}
-
-/// Position in the piece, SHA-256, sender.
-type BlockDigest = (u32, [u8; 32], Who);
 
 /// What hashing says of a piece.
 enum Verdict {
@@ -89,6 +76,11 @@ impl Hashing {
     /// Whole pieces wait.
     pub fn has_pieces(&self) -> bool {
         !self.pieces.is_empty()
+    }
+
+    /// A piece is not whole any more.
+    pub fn forget_piece(&mut self, listing: ListingId, piece: PieceIndex) {
+        self.pieces.retain(|&waiting| waiting != (listing, piece));
     }
 
     /// Forgets a removed listing.
@@ -189,7 +181,7 @@ impl Shard {
 
     fn hash_leaves(&mut self) {
         let waiting = std::mem::take(&mut self.hashing.blocks);
-        let mut later = Vec::new();
+        let (mut later, mut bad) = (Vec::new(), Vec::new());
         for batch in waiting.chunks(LEAVES_PER_BATCH) {
             let mut found = Vec::with_capacity(batch.len());
             let mut messages: Vec<&[u8]> = Vec::with_capacity(batch.len());
@@ -219,10 +211,16 @@ impl Shard {
                 let mut blocks = fill.blocks.iter_mut();
                 if let Some(slot) = blocks.find(|slot| slot.block == block && slot.from.is_some()) {
                     slot.leaf = Some(leaf);
+                    if active.blame.leaf_of(block).is_some_and(|known| known != leaf) {
+                        bad.push((listing, block));
+                    }
                 }
             }
         }
         self.hashing.blocks = later;
+        for (listing, block) in bad {
+            self.block_is_bad(listing, block);
+        }
     }
 
     /// Decides over whole pieces.
@@ -278,7 +276,7 @@ impl Shard {
 
     /// A piece from peers is verified, in memory.
     fn piece_is_good(&mut self, listing: ListingId, piece: PieceIndex, leaves: &[[u8; 32]]) {
-        self.settle_suspicions(listing, piece);
+        self.settle_good_piece(listing, piece);
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         for (sender, bytes) in active.assembler.senders_of(&geometry, piece) {
@@ -292,64 +290,11 @@ impl Shard {
         self.piece_verified(listing, piece);
     }
 
-    /// A piece did not verify: find who is to blame, fetch it again.
+    /// A piece did not verify: find who is to blame, fetch what is bad again.
     fn piece_is_bad(&mut self, listing: ListingId, piece: PieceIndex) {
-        let digests = self.block_digests(listing, piece);
-        let Some(active) = self.active.get_mut(&listing) else { return };
-        let Some((geometry, assembler)) = active.layout_mut() else { return };
-        let senders = assembler.senders_of(geometry, piece);
-        let rejected = assembler.reject(geometry, piece);
-        tracing::warn!(
-            listing = listing.0,
-            piece = piece.get(),
-            senders = senders.len(),
-            "piece is bad"
-        );
-        let attempts = active.suspicions.by_piece.entry(piece.get()).or_default();
-        if attempts.len() < ATTEMPTS_MAX {
-            attempts.push(digests);
+        if !self.open_dispute(listing, piece) {
+            self.settle_bad_piece(listing, piece, false);
         }
-        self.count_waste(listing, rejected);
-        self.piece_refetch(listing, piece);
-        if let [(sender, _)] = senders[..] {
-            self.convict(listing, sender, piece);
-        }
-    }
-
-    /// SHA-256 of every block of a piece that is here, with its sender.
-    fn block_digests(&self, listing: ListingId, piece: PieceIndex) -> Vec<BlockDigest> {
-        let Some(active) = self.active.get(&listing) else { return Vec::new() };
-        let Some(geometry) = active.geometry() else { return Vec::new() };
-        let of_block = |fill: &super::fill::FillBlock| {
-            let (extent, offset) = geometry.extent_of(fill.block);
-            let bytes = active.assembler.fill(extent)?.bytes()?;
-            let bytes = &bytes[offset as usize..(offset + fill.block.len()) as usize];
-            let digest = fill.leaf.unwrap_or_else(|| merkle::leaf(bytes));
-            Some((fill.block.begin(), digest, fill.from?))
-        };
-        active.assembler.blocks_of(geometry, piece).filter_map(of_block).collect()
-    }
-
-    /// A piece that failed before is good now: whoever sent other bytes than these lied.
-    fn settle_suspicions(&mut self, listing: ListingId, piece: PieceIndex) {
-        let Some(active) = self.active.get_mut(&listing) else { return };
-        let Some(attempts) = active.suspicions.by_piece.remove(&piece.get()) else { return };
-        let good: BTreeMap<u32, [u8; 32]> = self
-            .block_digests(listing, piece)
-            .into_iter()
-            .map(|(begin, digest, _)| (begin, digest))
-            .collect();
-        for (begin, digest, sender) in attempts.into_iter().flatten() {
-            if good.get(&begin).is_some_and(|good| *good != digest) {
-                self.convict(listing, sender, piece);
-            }
-        }
-    }
-
-    pub(super) fn convict(&mut self, listing: ListingId, sender: Who, piece: PieceIndex) {
-        let known = self.active.get(&listing).and_then(|active| active.sources.get(&sender));
-        let Some(&(addr, _)) = known else { return };
-        self.ban(sender.peer_id, addr, format!("sent bad data in piece {}", piece.get()));
     }
 }
 
@@ -361,7 +306,8 @@ fn verdict(
     sha1: Option<&[u8; 20]>,
 ) -> Verdict {
     let metainfo = active.metainfo.as_ref().expect("a piece has a metainfo");
-    let is_good_v2 = active.has_v2().then(|| check_v2(metainfo, piece, leaves));
+    let is_good = || active.blame.vouches_for(piece, leaves) || check_v2(metainfo, piece, leaves);
+    let is_good_v2 = active.has_v2().then(is_good);
     let is_good_v1 = sha1.map(|found| metainfo.info().v1_piece_hash(piece) == Some(found));
     match (is_good_v2, is_good_v1) {
         (Some(true), Some(false)) => {

@@ -4,6 +4,7 @@
 //! in order. They prove themselves: what is read leads to the piece layer or is thrown away, and is
 //! then made again from the data. So nothing here needs a sync or a record.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use ringseed_core::geometry::{BLOCK_LEN, PieceIndex};
@@ -13,6 +14,7 @@ use ringseed_core::wire::HashRequest;
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, ExtentMut};
 
 use super::listing::Active;
+use super::metadata::answer_hashes;
 use super::peer::{Conn, ConnId};
 use super::{Flight, Shard};
 use crate::api::ListingId;
@@ -22,14 +24,79 @@ use crate::store::{RunSet, leaves_path, metainfo_path};
 
 /// Length of a leaf in the sidecar, in bytes.
 const LEAF_LEN: usize = 32;
-/// Leaf reads in flight at most; further requests are rejected and may be asked again.
-const READS_MAX: usize = 16;
+/// Leaf reads in flight at most. Each takes an extent for a moment.
+const READS_MAX: usize = 4;
+/// Leaf reads that wait at most; further requests are rejected and may be asked again.
+const READS_WAITING_MAX: usize = 1024;
+/// Leaves written lately that are kept in memory (2 MiB, of a gigabyte of payload): who relays is asked
+/// for the leaves of what it has just announced, and they may not be in the file yet.
+const RECENT_MAX: usize = 1 << 16;
+/// Requests that wait until pieces are hashed again, per listing.
+const WAITING_MAX: usize = 64;
+/// Refused requests remembered of a connection.
+const REFUSED_MAX: usize = 64;
 
 /// A tree that answers hash requests, and where its file's leaves begin in the sidecar.
 #[derive(Debug)]
 pub(super) struct ServedTree {
     pub tree: UpperTree,
     pub file: u32,
+}
+
+/// Verified leaves by their number in the sidecar: those that are not written, and the last that were.
+#[derive(Debug, Default)]
+pub(super) struct Leaves {
+    pending: BTreeMap<u64, Vec<[u8; 32]>>,
+    recent: BTreeMap<u64, Vec<[u8; 32]>>,
+    recent_count: usize,
+    /// Recent before there were too many.
+    older: BTreeMap<u64, Vec<[u8; 32]>>,
+    /// Requests that wait for pieces to be hashed again.
+    waiting: Vec<(ConnId, HashRequest)>,
+}
+
+impl Leaves {
+    fn insert(&mut self, at: u64, leaves: &[[u8; 32]]) {
+        self.pending.insert(at, leaves.to_vec());
+    }
+
+    /// What is to be written, neighbours together: byte position and bytes.
+    fn take_pending(&mut self) -> Vec<(u64, Vec<u8>)> {
+        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (at, leaves) in std::mem::take(&mut self.pending) {
+            let offset_bytes = at * LEAF_LEN as u64;
+            let bytes = leaves.as_flattened();
+            match writes.last_mut() {
+                Some((begin, before)) if *begin + before.len() as u64 == offset_bytes => {
+                    before.extend_from_slice(bytes);
+                }
+                _ => writes.push((offset_bytes, bytes.to_vec())),
+            }
+            self.recent_count += leaves.len();
+            self.recent.insert(at, leaves);
+        }
+        if self.recent_count > RECENT_MAX / 2 {
+            self.older = std::mem::take(&mut self.recent);
+            self.recent_count = 0;
+        }
+        writes
+    }
+
+    /// Leaves in a row, if all of them are in memory.
+    pub fn get(&self, first: u64, count: usize) -> Option<Vec<[u8; 32]>> {
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count {
+            let at = first + found.len() as u64;
+            let run =
+                [&self.pending, &self.recent, &self.older].into_iter().find_map(|leaves| {
+                    let (begin, run) = leaves.range(..=at).next_back()?;
+                    run.get(usize::try_from(at - begin).ok()?..).filter(|run| !run.is_empty())
+                })?;
+            let took = run.len().min(count - found.len());
+            found.extend_from_slice(&run[..took]);
+        }
+        Some(found)
+    }
 }
 
 /// Leaves on their way from the sidecar to a peer.
@@ -45,6 +112,13 @@ pub(super) struct LeafRead {
     file: Option<FileId>,
 }
 
+/// Reads of leaf sidecars.
+#[derive(Debug, Default)]
+pub(super) struct LeafReads {
+    in_flight: usize,
+    waiting: VecDeque<LeafRead>,
+}
+
 impl Shard {
     /// Keeps the leaves of a verified piece; they are written with the next batch.
     pub(super) fn keep_leaves(
@@ -53,7 +127,9 @@ impl Shard {
         piece: PieceIndex,
         leaves: &[[u8; 32]],
     ) {
-        let Some(active) = self.active.get_mut(&listing) else { return };
+        let Some(active) = self.active.get_mut(&listing).filter(|active| active.has_v2()) else {
+            return;
+        };
         let Some((file, in_file)) = active.geometry().and_then(|all| all.piece_in_file(piece))
         else {
             return;
@@ -61,24 +137,14 @@ impl Shard {
         let Some(geometry) = active.geometry() else { return };
         let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
         let at = active.leaf_base(file.get()) + u64::from(in_file) * per_piece;
-        active.new_leaves.insert(at, leaves.to_vec());
+        active.leaves.insert(at, leaves);
     }
 
     /// Writes what has gathered, neighbours together.
     pub(super) fn flush_leaves(&mut self, listing: ListingId) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let ListingKey::V2(hash) = active.key else { return };
-        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (at, leaves) in std::mem::take(&mut active.new_leaves) {
-            let offset_bytes = at * LEAF_LEN as u64;
-            let bytes = leaves.as_flattened();
-            match writes.last_mut() {
-                Some((begin, before)) if *begin + before.len() as u64 == offset_bytes => {
-                    before.extend_from_slice(bytes);
-                }
-                _ => writes.push((offset_bytes, bytes.to_vec())),
-            }
-        }
+        let writes = active.leaves.take_pending();
         if !writes.is_empty() {
             self.write_state_file(leaves_path(&hash), writes, false);
         }
@@ -91,9 +157,8 @@ impl Shard {
         listing: ListingId,
         request: HashRequest,
     ) -> bool {
-        let in_flight = self.leaf_reads;
+        let waiting = self.leaf_reads.waiting.len();
         let Some(active) = self.active.get_mut(&listing) else { return false };
-        let ListingKey::V2(hash) = active.key else { return false };
         let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return false };
         let Some(range) = range_of(&served.tree, request) else { return false };
         // Asked without leaves, the tree says which it needs.
@@ -103,16 +168,27 @@ impl Shard {
             None
         });
         let Some((first, count)) = needed else { return false };
-        if count * LEAF_LEN > EXTENT_LEN_BYTES || in_flight >= READS_MAX {
+        if count * LEAF_LEN > EXTENT_LEN_BYTES || waiting >= READS_WAITING_MAX {
             return false;
         }
         let offset_bytes = (active.leaf_base(served.file) + first) * LEAF_LEN as u64;
         let read = LeafRead { conn, listing, request, first, count, offset_bytes, file: None };
-        self.leaf_reads += 1;
-        let id = self.flights.insert(Flight::Leaves(read));
-        let (root, path) = (self.state.dir().clone(), leaves_path(&hash));
-        self.out.push_back(Op::Open { id, root, path, mode: OpenMode::Read, direct: false });
+        self.leaf_reads.waiting.push_back(read);
+        self.start_leaf_reads();
         true
+    }
+
+    fn start_leaf_reads(&mut self) {
+        while self.leaf_reads.in_flight < READS_MAX
+            && let Some(read) = self.leaf_reads.waiting.pop_front()
+        {
+            let key = self.active.get(&read.listing).map(|active| active.key);
+            let Some(ListingKey::V2(hash)) = key else { continue };
+            self.leaf_reads.in_flight += 1;
+            let id = self.flights.insert(Flight::Leaves(read));
+            let (root, path) = (self.state.dir().clone(), leaves_path(&hash));
+            self.out.push_back(Op::Open { id, root, path, mode: OpenMode::Read, direct: false });
+        }
     }
 
     /// A step of a leaf read has ended: the next one.
@@ -122,7 +198,8 @@ impl Shard {
                 read.file = Some(file);
                 let Some(buf) = self.take_extent() else {
                     self.counters.arena_waits.add(1);
-                    return self.end_leaf_read(read, None);
+                    self.close_leaf_read(&read);
+                    return self.refuse_leaves(read.conn, read.request);
                 };
                 let (offset_bytes, len) = (read.offset_bytes, read.count * LEAF_LEN);
                 let id = self.flights.insert(Flight::Leaves(read));
@@ -138,11 +215,16 @@ impl Shard {
         }
     }
 
-    fn end_leaf_read(&mut self, read: LeafRead, leaves: Option<Vec<[u8; 32]>>) {
-        self.leaf_reads -= 1;
+    fn close_leaf_read(&mut self, read: &LeafRead) {
+        self.leaf_reads.in_flight -= 1;
         if let Some(file) = read.file {
             self.out.push_back(Op::CloseFile { file });
         }
+        self.start_leaf_reads();
+    }
+
+    fn end_leaf_read(&mut self, read: LeafRead, leaves: Option<Vec<[u8; 32]>>) {
+        self.close_leaf_read(&read);
         let LeafRead { conn, listing, request, first, .. } = read;
         let answer = self.active.get(&listing).and_then(|active| {
             let tree = &active.metadata.trees.get(&request.pieces_root)?.tree;
@@ -157,25 +239,92 @@ impl Shard {
             let anchor = *tree.node(layer, index)?;
             range.check(tree.shape(), &hashes, &anchor).is_ok().then_some(hashes)
         });
-        if answer.is_none() {
-            self.remake_leaves(&read_range(&read), listing);
+        match answer {
+            Some(hashes) => self.give_hashes(conn, request, &hashes),
+            None if self.wait_for_leaves(&read) => {}
+            None => self.refuse_leaves(conn, request),
         }
-        let may_answer = answer.as_ref().is_some_and(|all| self.may_answer(conn, all.len() * 32));
-        let Some(channel) = self.conns.get_mut(&conn).and_then(Conn::channel_mut) else { return };
-        match answer.filter(|_| may_answer) {
-            Some(hashes) => channel.send_hashes(request, &hashes),
-            None => channel.send_hash_reject(request),
-        }
-        self.touched.insert(conn);
     }
 
-    /// Hashes the pieces again whose leaves are lost; the peer may ask again.
-    fn remake_leaves(&mut self, range: &(HashRequest, u64, usize), listing: ListingId) {
+    /// Sends an answer, unless too many answers wait for peers that take nothing.
+    pub(super) fn give_hashes(&mut self, conn: ConnId, request: HashRequest, hashes: &[[u8; 32]]) {
+        if !self.may_answer(conn, hashes.len() * LEAF_LEN) {
+            return self.refuse_leaves(conn, request);
+        }
+        if let Some(channel) = self.conns.get_mut(&conn).and_then(Conn::channel_mut) {
+            channel.send_hashes(request, hashes);
+            self.touched.insert(conn);
+        }
+    }
+
+    /// Sends a refusal, and remembers it.
+    pub(super) fn refuse_leaves(&mut self, id: ConnId, request: HashRequest) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.refused_leaves.len() == REFUSED_MAX {
+            conn.refused_leaves.pop_front();
+        }
+        conn.refused_leaves.push_back(request);
+        if let Some(channel) = conn.channel_mut() {
+            channel.send_hash_reject(request);
+            self.touched.insert(id);
+        }
+    }
+
+    /// Leaves that are lost are made again from the data. That costs as much as serving it, so whoever
+    /// asks ahead of every piece is refused first; a second time, or of another program the first time,
+    /// it is a failure that is to be looked into.
+    fn wait_for_leaves(&mut self, read: &LeafRead) -> bool {
+        let Some(conn) = self.conns.get_mut(&read.conn) else { return false };
+        let before = conn.refused_leaves.iter().position(|refused| *refused == read.request);
+        let is_ours = conn.peer_id.is_some_and(|peer_id| peer_id.is_ours());
+        if is_ours && before.is_none() {
+            return false;
+        }
+        if let Some(at) = before {
+            conn.refused_leaves.remove(at);
+        }
+        let waiting = self.active.get(&read.listing).map(|active| active.leaves.waiting.len());
+        if waiting.is_none_or(|waiting| waiting >= WAITING_MAX)
+            || !self.remake_leaves(&read_range(read), read.listing)
+        {
+            return false;
+        }
+        if let Some(active) = self.active.get_mut(&read.listing) {
+            active.leaves.waiting.push((read.conn, read.request));
+        }
+        true
+    }
+
+    /// Answers who waited for pieces to be hashed again; `is_over`: nothing more will be.
+    pub(super) fn answer_waiting(&mut self, listing: ListingId, is_over: bool) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let mut waiting = std::mem::take(&mut active.leaves.waiting);
+        let mut answers = Vec::new();
+        waiting.retain(|&(conn, request)| match answer_hashes(active, request) {
+            Some(hashes) => {
+                answers.push((conn, request, hashes));
+                false
+            }
+            None => true,
+        });
+        if !is_over {
+            active.leaves.waiting.append(&mut waiting);
+        }
+        for (conn, request, hashes) in answers {
+            self.give_hashes(conn, request, &hashes);
+        }
+        for (conn, request) in waiting {
+            self.refuse_leaves(conn, request);
+        }
+    }
+
+    /// Hashes the pieces again whose leaves are lost. False when none of them is here.
+    fn remake_leaves(&mut self, range: &(HashRequest, u64, usize), listing: ListingId) -> bool {
         let &(request, first, count) = range;
-        let Some(active) = self.active.get(&listing) else { return };
-        let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return };
-        let Some(geometry) = active.geometry() else { return };
-        let Ok(file) = geometry.file(served.file) else { return };
+        let Some(active) = self.active.get(&listing) else { return false };
+        let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return false };
+        let Some(geometry) = active.geometry() else { return false };
+        let Ok(file) = geometry.file(served.file) else { return false };
         let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
         let last = (first + count as u64).saturating_sub(1) / per_piece;
         let pieces: RunSet = geometry
@@ -186,9 +335,11 @@ impl Shard {
             })
             .map(|(_, piece)| piece.get())
             .collect();
-        if !pieces.is_empty() {
+        let is_here = !pieces.is_empty();
+        if is_here {
             self.queue_check(listing, pieces);
         }
+        is_here
     }
 
     /// Removes what the state folder holds of a listing that is gone.
@@ -215,6 +366,7 @@ impl Shard {
         if is_good {
             self.keep_leaves(listing, piece, leaves);
             self.flush_leaves(listing);
+            self.answer_waiting(listing, false);
             return;
         }
         tracing::error!(listing = listing.0, piece = piece.get(), "a stored piece has rotted");
@@ -274,5 +426,11 @@ impl Shard {
         self.serve_hashes(ConnId(u64::MAX), listing, request);
         let asked = self.read_leaves(ConnId(u64::MAX), listing, request);
         Some(asked)
+    }
+
+    /// Makes leaves again as for a peer that asks for the second time.
+    pub fn leaves_again(&mut self, listing: ListingId, request: HashRequest) -> bool {
+        let first = u64::from(request.index);
+        self.remake_leaves(&(request, first, request.length as usize), listing)
     }
 }

@@ -232,7 +232,7 @@ impl Shard {
         for id in conns {
             if let Some(channel) = self.conns.get_mut(&id).and_then(super::Conn::channel_mut) {
                 channel.set_interested(false);
-                channel.set_upload_only();
+                channel.set_upload_only(true);
                 self.touched.insert(id);
             }
             self.check_useful(id, listing);

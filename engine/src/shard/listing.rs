@@ -13,12 +13,13 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::wire::{PeerId, WireId};
 use ringseed_sys::dir::DirHandle;
 
+use super::blame::Blame;
 use super::catalogue::{Folders, Row};
 use super::check::Check;
 use super::dial::Dialer;
 use super::disk::DiskTask;
 use super::fill::Assembler;
-use super::hashing::Suspicions;
+use super::leaves::Leaves;
 use super::metadata::Metadata;
 use super::peer::Who;
 use super::requests::Requests;
@@ -67,7 +68,7 @@ pub(super) struct Active {
     pub unannounced: BTreeSet<u32>,
     pub assembler: Assembler,
     pub requests: Requests,
-    pub suspicions: Suspicions,
+    pub blame: Blame,
     pub conns: BTreeSet<super::peer::ConnId>,
     pub dialer: Dialer,
     pub metadata: Metadata,
@@ -80,9 +81,9 @@ pub(super) struct Active {
     pub doubtful: BTreeSet<u32>,
     /// Whole pieces that are on disk unverified and being read back, with who sent them.
     pub spilled: BTreeMap<u32, Senders>,
-    /// Number of the first leaf of every file in the sidecar, and leaves not written there yet.
+    /// Number of the first leaf of every file in the sidecar, and leaves that may not be there yet.
     pub leaf_bases: Vec<u64>,
-    pub new_leaves: BTreeMap<u64, Vec<[u8; 32]>>,
+    pub leaves: Leaves,
     /// Empty files that are not created yet.
     pub touches_left: u32,
     pub are_touches_sent: bool,
@@ -143,7 +144,7 @@ impl Active {
             unannounced: BTreeSet::new(),
             assembler: Assembler::default(),
             requests: Requests::default(),
-            suspicions: Suspicions::default(),
+            blame: Blame::default(),
             conns: BTreeSet::new(),
             dialer: Dialer::default(),
             metadata: Metadata::default(),
@@ -154,7 +155,7 @@ impl Active {
             doubtful: BTreeSet::new(),
             spilled: BTreeMap::new(),
             leaf_bases: Vec::new(),
-            new_leaves: BTreeMap::new(),
+            leaves: Leaves::default(),
             touches_left: 0,
             are_touches_sent: false,
             wait: None,
@@ -308,6 +309,15 @@ impl Active {
     /// Something is missing and may be written. Nothing is ever fetched over the user's data.
     pub fn is_wanting(&self) -> bool {
         self.stage == Stage::Running && !self.have.is_full() && self.place.is_owned()
+    }
+
+    /// The name of the v2 view on the wire.
+    pub fn v2_id(&self) -> Option<WireId> {
+        match self.key {
+            // BEP 52: the first 20 bytes of the v2 hash.
+            ListingKey::V2(hash) => Some(WireId(*hash.first_chunk().expect("20 is less than 32"))),
+            ListingKey::V1(_) => None,
+        }
     }
 
     /// There is a v2 view.

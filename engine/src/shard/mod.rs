@@ -9,10 +9,12 @@
 //! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
 //!   journal.
+//! - `blame`, `hints`: who sent bad bytes; what the fast extension says.
 //! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `dial`: a listing from its hash to its
 //!   removal.
 
 mod admit;
+mod blame;
 mod bucket;
 mod cache;
 mod catalogue;
@@ -24,6 +26,7 @@ mod dial;
 mod disk;
 mod fill;
 mod hashing;
+mod hints;
 mod journal;
 mod leaves;
 mod lifecycle;
@@ -56,6 +59,7 @@ use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
 use crate::store::journal::ListingKey;
 use crate::store::{Recovered, RecoveredState, StateDir};
 use admit::Door;
+use blame::Proofs;
 use bucket::Bucket;
 use cache::Cache;
 use catalogue::{Catalogue, Folders, Names};
@@ -65,7 +69,7 @@ use commit::Commit;
 use disk::{Disk, FileKey, TaskFlight};
 use hashing::Hashing;
 use journal::JournalFile;
-use leaves::LeafRead;
+use leaves::{LeafRead, LeafReads};
 use listing::Active;
 pub(crate) use listing::payload_of;
 use peer::{Conn, ConnId, Who};
@@ -165,7 +169,10 @@ pub struct Shard {
     /// Connections that something happened to in this turn.
     touched: BTreeSet<ConnId>,
     strikes: BTreeMap<Who, u32>,
-    banned: BTreeMap<Who, ()>,
+    /// Bad data that peers were proven to have sent.
+    proofs: BTreeMap<Who, Proofs>,
+    /// Until when peers are refused.
+    banned: BTreeMap<Who, Instant>,
     burden: Burden,
     plan: ReceivePlan,
     gather: GatherList,
@@ -180,7 +187,7 @@ pub struct Shard {
     has_lost_source: bool,
     checks_waiting: BTreeSet<ListingId>,
     /// Reads of leaf sidecars in flight.
-    leaf_reads: usize,
+    leaf_reads: LeafReads,
     /// Extents being filled, over all listings.
     filling: usize,
 
@@ -233,6 +240,7 @@ impl Shard {
             next_conn: 0,
             touched: BTreeSet::new(),
             strikes: BTreeMap::new(),
+            proofs: BTreeMap::new(),
             banned: BTreeMap::new(),
             burden: Burden::new(),
             plan: ReceivePlan::default(),
@@ -243,7 +251,7 @@ impl Shard {
             starving: BTreeSet::new(),
             has_lost_source: false,
             checks_waiting: BTreeSet::new(),
-            leaf_reads: 0,
+            leaf_reads: LeafReads::default(),
             filling: 0,
             cache,
             reads: Reads::default(),
@@ -310,6 +318,7 @@ impl Shard {
             Timer::Swarm(listing) => self.swarm_timeout(listing),
             Timer::Split(listing) => self.split_extents(listing),
             Timer::Metadata(listing) => self.metadata_timeout(listing),
+            Timer::Dispute(listing) => self.disputes_timeout(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
             Timer::Commit | Timer::Upload | Timer::Hash => {}
         }

@@ -7,8 +7,8 @@ use std::{fmt, io};
 
 use ringseed_core::geometry::{BlockRef, ExtentIndex};
 use ringseed_core::wire::{
-    Blame, Channel, ChannelConfig, ChannelEvent, ChannelId, Handshake, Link, LinkConfig, LinkError,
-    LinkEvent, PeerId, WireId,
+    Blame, Channel, ChannelConfig, ChannelEvent, ChannelId, Handshake, HashRequest, Link,
+    LinkConfig, LinkError, LinkEvent, PeerId, WireId,
 };
 use ringseed_sys::arena::Extent;
 
@@ -66,6 +66,8 @@ pub(super) struct Conn {
     pub is_leaving: bool,
     /// It is in the upload queue.
     pub is_queued: bool,
+    /// Requests for leaves that were refused lately: who asks again means it.
+    pub refused_leaves: VecDeque<HashRequest>,
 }
 
 /// What a connection is doing towards its next bytes.
@@ -136,7 +138,7 @@ impl Conn {
 }
 
 /// Keeps a table of peer ids bounded: whoever makes up ids by the thousand only makes us forget.
-fn bound_len<T>(peers: &mut BTreeMap<Who, T>) {
+pub(super) fn bound_len<T>(peers: &mut BTreeMap<Who, T>) {
     if peers.len() >= PEERS_REMEMBERED_MAX {
         peers.pop_first();
     }
@@ -296,6 +298,7 @@ impl Shard {
             is_leaving: false,
             held: Vec::new(),
             is_queued: false,
+            refused_leaves: VecDeque::new(),
         };
         self.conns.insert(id, conn);
         if !is_dialled {
@@ -313,8 +316,8 @@ impl Shard {
         let geometry = active.geometry().cloned();
         let info = active.metainfo.as_ref().map(|metainfo| metainfo.info());
         let metadata_len_bytes = info.map(|info| info.raw().len() as u32);
-        let v2 = active.has_v2();
-        Some(ChannelConfig { geometry, metadata_len_bytes, upload_only: active.is_complete(), v2 })
+        let (upload_only, v2_id) = (active.is_complete(), active.v2_id());
+        Some(ChannelConfig { geometry, metadata_len_bytes, upload_only, v2_id })
     }
 
     /// Ends a connection: closes its socket, gives its requests back, dials again if that is sensible.
@@ -336,6 +339,7 @@ impl Shard {
             if let Some(active) = self.active.get_mut(&listing) {
                 active.conns.remove(&id);
                 active.metadata.forget_conn(id);
+                active.blame.forget_conn(id);
             }
             self.after_close(listing, &conn, &reason);
         }
@@ -349,22 +353,6 @@ impl Shard {
             if *strikes >= STRIKES_MAX {
                 self.ban(who.peer_id, conn.addr, error.to_string());
             }
-        }
-    }
-
-    /// Refuses a peer id at its address from now on, and says so once. Elsewhere the id may be that of
-    /// an honest peer whose name was taken.
-    pub(super) fn ban(&mut self, peer_id: PeerId, addr: SocketAddr, reason: String) {
-        let who = Who::of(peer_id, addr);
-        bound_len(&mut self.banned);
-        if self.banned.insert(who, ()).is_none() {
-            tracing::warn!(%addr, reason, "peer banned");
-            self.tell(crate::api::Event::PeerBanned { addr, peer_id: peer_id.0, reason });
-        }
-        let of_peer = |(&id, conn): (&ConnId, &Conn)| (conn.who() == Some(who)).then_some(id);
-        let conns: Vec<ConnId> = self.conns.iter().filter_map(of_peer).collect();
-        for id in conns {
-            self.close_conn(id, CloseReason::BadData);
         }
     }
 
@@ -382,7 +370,7 @@ impl Shard {
     fn handle_handshake(&mut self, id: ConnId, handshake: Handshake) {
         let Handshake { wire_id, peer_id, .. } = handshake;
         let addr = self.conns.get(&id).map(|conn| conn.addr);
-        if addr.is_some_and(|addr| self.banned.contains_key(&Who::of(peer_id, addr))) {
+        if addr.is_some_and(|addr| self.is_banned(&Who::of(peer_id, addr))) {
             self.close_conn(id, CloseReason::BadData);
             return;
         }
@@ -510,7 +498,10 @@ impl Shard {
     fn handle_channel_event(&mut self, id: ConnId, event: ChannelEvent) {
         let Some(listing) = self.conns.get(&id).and_then(|conn| conn.listing) else { return };
         match event {
-            ChannelEvent::Availability => self.peer_availability(id, listing),
+            ChannelEvent::Availability => {
+                self.peer_availability(id, listing);
+                self.offer_hints(id, listing);
+            }
             ChannelEvent::Have(piece) => self.peer_have(id, listing, piece),
             ChannelEvent::DontHave(piece) => self.peer_dont_have(id, listing, piece),
             ChannelEvent::Choked { dropped } => self.peer_choked(id, listing, &dropped),
@@ -518,7 +509,8 @@ impl Shard {
             ChannelEvent::Interested | ChannelEvent::NotInterested => {
                 self.check_useful(id, listing)
             }
-            ChannelEvent::Suggest(_) | ChannelEvent::AllowedFast(_) => {}
+            ChannelEvent::Suggest(piece) => self.peer_suggests(id, listing, piece),
+            ChannelEvent::AllowedFast(piece) => self.peer_allows(id, listing, piece),
             ChannelEvent::Block { block, kept } => self.block_landed(id, listing, block, kept),
             ChannelEvent::Wasted { block } => self.count_waste(listing, u64::from(block.len())),
             ChannelEvent::Rejected(block) => self.request_failed(id, listing, block),
@@ -530,10 +522,10 @@ impl Shard {
             ChannelEvent::MetadataPiece { index, total_len_bytes, data } => {
                 self.metadata_piece(id, listing, index, total_len_bytes, data);
             }
-            ChannelEvent::MetadataRejected { .. } => self.metadata_refused(id, listing),
+            ChannelEvent::MetadataRejected { index } => self.metadata_refused(id, listing, index),
             ChannelEvent::HashRequest(request) => self.serve_hashes(id, listing, request),
             ChannelEvent::Hashes { request, hashes } => {
-                self.hashes_arrived(id, listing, request, hashes);
+                self.hashes_arrived(id, listing, request, &hashes);
             }
             ChannelEvent::HashesRejected(request) => self.hashes_refused(id, listing, request),
         }

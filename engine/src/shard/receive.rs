@@ -209,6 +209,10 @@ impl Shard {
         };
         match arrival {
             Arrival::Duplicate => self.count_waste(listing, len_bytes),
+            Arrival::Torn => {
+                self.count_waste(listing, len_bytes);
+                return self.request_torn(id, listing, block);
+            }
             Arrival::New | Arrival::Whole => {
                 let is_whole = arrival == Arrival::Whole;
                 self.hashing.block_landed(self.now, listing, block, is_whole);

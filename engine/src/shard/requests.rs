@@ -14,6 +14,7 @@ use ringseed_core::wire::PeerId;
 use ringseed_sys::arena::ExtentMut;
 
 use super::Shard;
+use super::blame::Blame;
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use super::timers::Timer;
@@ -53,7 +54,7 @@ impl Requests {
         }
     }
 
-    fn with_peer(&mut self, id: ConnId) -> Option<(&mut Swarm, PeerKey)> {
+    pub fn with_peer(&mut self, id: ConnId) -> Option<(&mut Swarm, PeerKey)> {
         Some((self.swarm.as_mut()?, *self.keys.get(&id)?))
     }
 }
@@ -84,6 +85,7 @@ impl Shard {
     pub(super) fn stop_swarm(&mut self, listing: ListingId) {
         if let Some(active) = self.active.get_mut(&listing) {
             active.requests = Requests::default();
+            active.blame = Blame::default();
         }
     }
 
@@ -105,6 +107,7 @@ impl Shard {
         if !choking {
             swarm.handle_unchoked(key);
         }
+        channel.allowed_fast().for_each(|piece| swarm.handle_allowed_fast(key, piece));
         requests.keys.insert(id, key);
         requests.conns.insert(key, id);
         if requests.keys.len() >= active.dialer.target_count() {
@@ -208,8 +211,10 @@ impl Shard {
     pub(super) fn check_useful(&mut self, id: ConnId, listing: ListingId) {
         let Some(active) = self.active.get(&listing) else { return };
         let Some(channel) = self.conns.get(&id).and_then(Conn::channel) else { return };
-        let peer_is_complete = channel.peer_has().is_some_and(Bitfield::is_full);
-        if active.stage == Stage::Running && active.is_complete() && peer_is_complete {
+        // Or wants nothing although it is not (BEP 21).
+        let wants_nothing = channel.peer_has().is_some_and(Bitfield::is_full)
+            || channel.peer_extended().is_some_and(|extended| extended.upload_only);
+        if active.stage == Stage::Running && active.is_complete() && wants_nothing {
             self.close_conn(id, CloseReason::Useless);
         }
     }
@@ -256,6 +261,27 @@ impl Shard {
                 channel.cancel(block);
             }
             self.touched.insert(id);
+        }
+        self.planning.insert(listing);
+    }
+
+    /// A block came and could not be put together: it is asked for again.
+    pub(super) fn request_torn(&mut self, id: ConnId, listing: ListingId, block: BlockRef) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some((swarm, key)) = active.requests.with_peer(id)
+        {
+            swarm.handle_unsent(key, block);
+            swarm.wake_all();
+        }
+        self.planning.insert(listing);
+    }
+
+    /// A bad block is to be fetched again.
+    pub(super) fn block_refetch(&mut self, listing: ListingId, block: BlockRef) {
+        if let Some(active) = self.active.get_mut(&listing)
+            && let Some(swarm) = &mut active.requests.swarm
+        {
+            swarm.handle_block_failed(block);
         }
         self.planning.insert(listing);
     }
@@ -349,6 +375,7 @@ impl Shard {
                 active.assembler.begin(&geometry, extent, buf, &active.have);
                 self.filling += 1;
             }
+            self.ask_leaves_ahead(listing, id, block.piece());
             let channel = self.conns.get_mut(&id).and_then(Conn::channel_mut);
             if !channel.is_some_and(|channel| channel.request(self.now, block)) {
                 refused.push(block);

@@ -103,11 +103,8 @@ impl Shard {
     fn serve_conn(&mut self, id: ConnId, available: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let Some(listing) = conn.listing else { return };
-        let channel = conn.link.channel(ChannelId::STOCK).filter(|channel| !channel.choking());
-        let Some(channel) = channel else {
-            conn.held.clear();
-            return;
-        };
+        // While choking, only what is allowed nevertheless waits there.
+        let Some(channel) = conn.link.channel(ChannelId::STOCK) else { return };
         let wanted: Vec<BlockRef> = channel.peer_requests().take(2 * BLOCK_PARTS_MAX).collect();
         let Some(geometry) =
             self.active.get(&listing).and_then(|active| active.geometry()).cloned()
@@ -458,17 +455,25 @@ impl Shard {
             let extents: Vec<ExtentIndex> = geometry.extents_of_piece(piece).collect();
             self.forget_bytes(listing, &extents, piece.get());
         }
-        let Some(active) = self.active.get_mut(&listing) else { return };
-        let conns: Vec<ConnId> = active.conns.iter().copied().collect();
-        for id in conns {
-            let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else {
+        self.withdraw(listing, pieces);
+        if let Some(slot) = self.journal_slot(listing) {
+            self.commit.writer().lost(slot, pieces.runs());
+        }
+    }
+
+    /// Tells every peer that pieces cannot be had here any more (BEP 54), and that we want something again
+    /// (BEP 21).
+    pub(super) fn withdraw(&mut self, listing: ListingId, pieces: &RunSet) {
+        let Some(active) = self.active.get(&listing) else { return };
+        let Some(geometry) = active.geometry() else { return };
+        let lost: Vec<_> = pieces.iter().filter_map(|piece| geometry.piece(piece).ok()).collect();
+        for id in &active.conns {
+            let Some(channel) = self.conns.get_mut(id).and_then(Conn::channel_mut) else {
                 continue;
             };
             lost.iter().for_each(|&piece| channel.send_dont_have(piece));
-            self.touched.insert(id);
-        }
-        if let Some(slot) = self.journal_slot(listing) {
-            self.commit.writer().lost(slot, pieces.runs());
+            channel.set_upload_only(false);
+            self.touched.insert(*id);
         }
     }
 
@@ -551,6 +556,9 @@ impl Shard {
         self.is_serving = serving;
         let ids: Vec<ConnId> = self.conns.keys().copied().collect();
         for id in ids {
+            if !serving {
+                self.revoke_hints(id);
+            }
             if let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) {
                 channel.set_choking(!serving);
                 self.touched.insert(id);

@@ -49,6 +49,10 @@ impl Shard {
     fn spill(&mut self, listing: ListingId, extent: ExtentIndex) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
+        if !active.has_v2() {
+            // Of v1 nothing was hashed yet, and whoever lied must be told apart when the piece is judged.
+            active.assembler.digest_blocks(extent);
+        }
         let Some(bytes) = active.assembler.take_for_spill(extent) else { return };
         self.filling -= 1;
         let pieces: RunSet = geometry.pieces_of_extent(extent).map(PieceIndex::get).collect();
@@ -138,6 +142,8 @@ impl Shard {
         let Some(senders) = active.spilled.remove(&piece.get()) else { return false };
         let Some(geometry) = active.geometry().cloned() else { return false };
         if is_good {
+            self.settle_good_piece(listing, piece);
+            let Some(active) = self.active.get_mut(&listing) else { return true };
             active.set_have(piece);
             active.assembler.finish(&geometry, piece, &active.have);
             for (sender, bytes) in senders {
@@ -160,15 +166,7 @@ impl Shard {
                 true => check_v2(metainfo, piece, &came),
                 false => !is_readable,
             };
-            let rejected = active.assembler.reject(&geometry, piece);
-            tracing::warn!(listing = listing.0, piece = piece.get(), "long piece is bad");
-            self.count_waste(listing, rejected);
-            self.piece_refetch(listing, piece);
-            if let [(sender, _)] = senders[..]
-                && !is_disk_to_blame
-            {
-                self.convict(listing, sender, piece);
-            }
+            self.settle_bad_piece(listing, piece, is_disk_to_blame);
         }
         true
     }

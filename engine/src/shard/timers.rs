@@ -33,6 +33,8 @@ pub enum Timer {
     Split(ListingId),
     /// Nothing of the info dict or the layers of a listing may have come for long.
     Metadata(ListingId),
+    /// A bad piece has waited long enough for its leaves.
+    Dispute(ListingId),
 }
 
 /// What is due when, soonest first; equal times in the order they were set.

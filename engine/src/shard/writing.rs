@@ -296,6 +296,7 @@ impl Shard {
             let extents: Vec<ExtentIndex> = geometry.extents_of_piece(piece).collect();
             self.forget_bytes(listing, &extents, piece.get());
         }
+        self.withdraw(listing, &pieces);
         self.close_files_of(listing, false);
         self.begin_check(listing, pieces);
     }

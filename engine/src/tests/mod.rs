@@ -1,13 +1,17 @@
 //! Whole engines on loopback, on the real drivers.
 
+mod blame;
 mod cold;
 mod door;
 mod hostile;
 mod journal;
 mod magnet;
+mod metadata;
 mod regressions;
+mod script;
 mod sim;
 mod transfer;
+mod wire;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

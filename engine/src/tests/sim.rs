@@ -243,7 +243,7 @@ fn leaves_are_served_and_made_again_when_lost() {
     assert!(market.world.rot(node, &state_dir, &path, 32 * 9, 0xff));
     market.world.run_for(Duration::from_secs(1));
     let shard = market.world.machine(node).unwrap();
-    assert_eq!(shard.leaf_answer(id, request), Some(true));
+    assert!(shard.leaves_again(id, request));
     market.world.run_for(Duration::from_secs(5));
     let again = market.world.file_content(node, &state_dir, &path).unwrap();
     assert!(again == sidecar, "a rotten leaf is made again from the data");

@@ -134,6 +134,8 @@ struct NodeState {
     next_file: u64,
     next_port: u16,
     upload_rate: Option<u64>,
+    /// One in so many blocks that it sends has a wrong bit; 0: none.
+    lies_one_in: u64,
     uplink_free_at: Instant,
 }
 
@@ -195,6 +197,7 @@ impl<M: Machine> World<M> {
             next_file: 1,
             next_port: 32768,
             upload_rate: None,
+            lies_one_in: 0,
             uplink_free_at: self.core.now,
         });
         self.machines.push(None);
@@ -258,6 +261,12 @@ impl<M: Machine> World<M> {
         } else {
             self.core.cuts.insert(pair);
         }
+    }
+
+    /// Lets a node flip one bit in one of so many parts of payload that it sends, drawn anew each time;
+    /// 0: in none.
+    pub fn set_lies(&mut self, node: usize, one_in: u64) {
+        self.core.nodes[node].lies_one_in = one_in;
     }
 
     /// Bytes per second that a node sends at most.

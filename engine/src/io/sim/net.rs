@@ -149,7 +149,7 @@ impl Core {
         self.make_read_due(conn, side);
     }
 
-    pub(super) fn start_send(&mut self, node: usize, id: OpId, sock: SockId, buf: SendBuf) {
+    pub(super) fn start_send(&mut self, node: usize, id: OpId, sock: SockId, mut buf: SendBuf) {
         let Some(&(conn, side)) = self.nodes[node].sockets.get(&sock) else {
             return self.complete_soon(node, id, Done::Sent(Err(Errno::CANCELED.into()), buf));
         };
@@ -158,8 +158,26 @@ impl Core {
             let error = io::ErrorKind::InvalidInput.into();
             return self.complete_soon(node, id, Done::Sent(Err(error), buf));
         }
+        self.lie(node, &mut buf);
         self.end(conn, side).sends.push_back((id, buf, 0));
         self.pump(conn, side);
+    }
+
+    /// What a node that lies makes of its payload.
+    fn lie(&mut self, node: usize, buf: &mut SendBuf) {
+        let one_in = self.nodes[node].lies_one_in;
+        for index in 0..buf.parts.len() {
+            let is_payload = matches!(buf.parts[index], SendPart::Extent { .. });
+            if one_in == 0 || !is_payload || self.rng.range(1, one_in) != 1 {
+                continue;
+            }
+            let bytes = buf.part(index).expect("checked at the start").to_vec();
+            let (start, len) = (buf.small.len(), bytes.len());
+            buf.small.extend_from_slice(&bytes);
+            let at = self.rng.range(0, len as u64 - 1) as usize;
+            buf.small[start + at] ^= 1 << self.rng.range(0, 7);
+            buf.parts[index] = SendPart::Small { start, len };
+        }
     }
 
     pub(super) fn close(&mut self, node: usize, sock: SockId) {
