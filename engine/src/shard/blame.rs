@@ -35,8 +35,9 @@ const KNOWN_LEAVES_MAX: usize = 1 << 16;
 const REFUSALS_MAX: u32 = 4;
 /// Now and then.
 const ASK_AGAIN_AFTER: u32 = 64;
-/// How long a bad piece waits for its leaves: the other side may have to hash it from its disk first.
-const DISPUTE_MAX: Duration = Duration::from_secs(2);
+/// How long a bad piece waits for its leaves: the answer stands behind what the other side is sending, and
+/// it may have to hash the piece from its disk first.
+const DISPUTE_MAX: Duration = Duration::from_secs(5);
 /// Failed attempts at a piece that are remembered.
 const ATTEMPTS_MAX: usize = 8;
 /// Proofs against a peer within [`PROOF_AGE_MAX`] that ban it.
@@ -354,7 +355,11 @@ impl Shard {
                 let asked = dispute.asked.get(id).copied().unwrap_or(0);
                 has.is_some_and(|has| has.get(piece)) && asked < 1 + u32::from(is_ours)
             };
-            let Some(&id) = active.conns.iter().find(may_ask) else { return false };
+            // Who has given leaves before comes first.
+            let refusals = |id: &&ConnId| active.blame.refusals.get(id).copied().unwrap_or(0);
+            let Some(&id) = active.conns.iter().filter(may_ask).min_by_key(refusals) else {
+                return false;
+            };
             *dispute.asked.entry(id).or_default() += 1;
             active.blame.forget_unit(&unit);
             if self.ask_leaves(listing, id, &unit) {

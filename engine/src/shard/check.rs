@@ -34,6 +34,8 @@ pub(super) struct Check {
     partial: Option<PartialPiece>,
     /// Pieces that failed.
     bad: u32,
+    /// The disk failed to read something that is there.
+    disk_error: Option<String>,
 }
 
 /// An extent as it was read: its bytes, and the parts that are not there.
@@ -146,11 +148,15 @@ impl Shard {
     }
 
     /// Says what could not be read, unless it is merely not there.
-    pub(super) fn note_check_error(&self, listing: ListingId, error: &io::Error) {
+    pub(super) fn note_check_error(&mut self, listing: ListingId, error: &io::Error) {
         let is_absence =
             matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
         if !is_absence {
             tracing::warn!(listing = listing.0, %error, "cannot read while checking");
+            let check = self.active.get_mut(&listing).and_then(|active| active.check.as_mut());
+            if let Some(check) = check {
+                check.disk_error = Some(error.to_string());
+            }
         }
     }
 
@@ -265,7 +271,7 @@ impl Shard {
         if !check.queue.is_empty() || !check.extents.is_empty() {
             return;
         }
-        let bad = check.bad;
+        let (bad, disk_error) = (check.bad, check.disk_error.clone());
         active.check = None;
         self.answer_waiting(listing, true);
         let Some(active) = self.active.get_mut(&listing) else { return };
@@ -276,6 +282,13 @@ impl Shard {
         active.stage = Stage::Running;
         tracing::info!(listing = listing.0, bad, have = active.have.count(), "checked");
         let missing_pieces = active.have.piece_count() - active.have.count();
+        if !active.place.is_owned()
+            && missing_pieces > 0
+            && let Some(error) = disk_error
+        {
+            // What cannot be read now is not wrong: it is looked at again.
+            return self.disk_failed(listing, &io::Error::other(error));
+        }
         if !active.place.is_owned() && missing_pieces > 0 {
             let piece_count = active.have.piece_count();
             let error = ListingError::IncompleteInPlace { missing_pieces, piece_count };

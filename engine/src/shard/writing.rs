@@ -337,6 +337,12 @@ impl Shard {
         }
         let conns: Vec<_> = self.active[&listing].conns.iter().copied().collect();
         self.touched.extend(conns);
+        let Some(active) = self.active.get(&listing) else { return };
+        if active.stage == Stage::Running && !active.place.is_owned() && !active.have.is_full() {
+            // In place nothing is fetched: what could not be read is read again.
+            let missing = active.have.iter_missing().map(PieceIndex::get).collect();
+            return self.begin_check(listing, missing);
+        }
         self.begin_stage(listing);
     }
 

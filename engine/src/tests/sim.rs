@@ -56,7 +56,8 @@ fn a_transfer_completes_under_a_hundred_seeds_of_faults() {
             let id = scene.fetch(&mut market, leech, &[origin]);
             let is_done = market.run_until_complete(leech, id, LIMIT);
             let explain = market.world.machine(leech).map(|shard| shard.explain());
-            assert!(is_done, "replay with seed {seed} of {kind:?}: {explain:?}");
+            let of_origin = market.status(origin, ListingId(1));
+            assert!(is_done, "replay with seed {seed} of {kind:?}: {of_origin:?}; {explain:?}");
             assert_whole(
                 &scene,
                 &market,
