@@ -10,4 +10,5 @@ pub mod merkle;
 pub mod metainfo;
 pub mod select;
 pub mod swarm;
+pub mod tracker;
 pub mod wire;
