@@ -40,9 +40,10 @@ pub struct Config {
     /// Bytes of payload buffers in this process; the producer waits when they are all in use.
     /// Pages are touched as needed and reused. At least [`ARENA_LEN_BYTES_MIN`].
     pub arena_len_bytes: usize,
-    /// Where peers may connect; `None` only dials. Port 0 takes a free one, see
-    /// [`Engine::local_addr`](crate::Engine::local_addr).
-    pub listen: Option<SocketAddr>,
+    /// Where peers may connect; without any address it only dials. Port 0 takes a free one, see
+    /// [`Engine::local_addrs`](crate::Engine::local_addrs). `[::]` takes IPv4 as well, unless an IPv4
+    /// address with the same port is in the list, too.
+    pub listen: Vec<SocketAddr>,
     /// Our id in every handshake (BEP 3). A connection from the same id is closed.
     pub peer_id: [u8; 20],
     /// Folder of our own for journal, metadata and leaf sidecars; created if missing. One process
@@ -132,7 +133,7 @@ impl Config {
         Config {
             io_driver: IoDriver::Auto,
             arena_len_bytes: ARENA_LEN_BYTES_DEFAULT,
-            listen: None,
+            listen: Vec::new(),
             peer_id,
             state_dir: state_dir.into(),
             upload_rate_max: None,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::dir::DirHandle;
+use ringseed_sys::net::{self, Blocking, DualStack};
 use rustix::fs::FlockOperation;
 
 use crate::api::{
@@ -39,7 +40,7 @@ struct Inner {
     arena: Arena,
     state: Arc<StateDir>,
     driver: &'static str,
-    local_addr: Option<SocketAddr>,
+    local_addrs: Vec<SocketAddr>,
     next_id: AtomicU64,
     rates: Mutex<Rates>,
     thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
@@ -74,8 +75,8 @@ impl Engine {
             path: config.state_dir.clone(),
             source,
         })?;
-        let listener = config.listen.map(bind).transpose()?;
-        let local_addr = listener.as_ref().map(|(_, addr)| *addr);
+        let bound = bind_all(&config.listen)?;
+        let (listeners, local_addrs): (Vec<OwnedFd>, Vec<SocketAddr>) = bound.into_iter().unzip();
         let queue = Arc::new(CommandQueue::default());
         let counters = Arc::new(Counters::default());
         let (events, events_out) = channel();
@@ -92,7 +93,7 @@ impl Engine {
         };
         let driver_config = DriverConfig {
             driver: config.io_driver,
-            listener: listener.map(|(fd, _)| fd),
+            listeners,
             arena: Some(arena.clone()),
             thread_name: "ringseed-0".to_owned(),
         };
@@ -104,14 +105,14 @@ impl Engine {
         })
         .map_err(|error| EngineError::Driver { reason: error.to_string() })?;
         let Running { driver, detail, thread, .. } = running;
-        tracing::info!(driver, detail, listen = ?local_addr, state_dir = %config.state_dir.display(), "engine started");
+        tracing::info!(driver, detail, listen = ?local_addrs, state_dir = %config.state_dir.display(), "engine started");
         let inner = Inner {
             queue,
             counters,
             arena,
             state,
             driver,
-            local_addr,
+            local_addrs,
             next_id: AtomicU64::new(1),
             rates: Mutex::new(Rates {
                 at: Instant::now(),
@@ -127,9 +128,14 @@ impl Engine {
         Ok((Engine { inner: Arc::new(inner) }, events_out))
     }
 
-    /// Where peers may connect, with the port the system chose; `None` without a listener.
+    /// Where peers may connect, with the port the system chose, in the order of the configuration.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.inner.local_addrs
+    }
+
+    /// The first of [`Engine::local_addrs`]; `None` without a listener.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.inner.local_addr
+        self.inner.local_addrs.first().copied()
     }
 
     /// Takes a listing in and returns its id. Fetching, checking or seeding starts by itself.
@@ -197,6 +203,12 @@ impl Engine {
     /// Replaces the addresses that the listing is fetched from. Connections that are up stay up.
     pub fn set_peers(&self, id: ListingId, peers: Vec<SocketAddr>) {
         self.inner.queue.push(Command::SetPeers(id, peers));
+    }
+
+    /// Adds addresses that a stranger named, a tracker for one. They are dialled seldom, at most ten in a
+    /// second, and forgotten when nobody answers; no more than 200 are kept.
+    pub fn add_found_peers(&self, id: ListingId, peers: Vec<SocketAddr>) {
+        self.inner.queue.push(Command::FoundPeers(id, peers));
     }
 
     /// Stops a listing and forgets it. With `delete_data` what is [`Place::Owned`] is removed from
@@ -358,13 +370,20 @@ fn lock_state_dir(path: &Path) -> Result<File, EngineError> {
     }
 }
 
-/// Binds the listener; the driver only has to listen and accept on it.
-fn bind(addr: SocketAddr) -> Result<(OwnedFd, SocketAddr), EngineError> {
-    let listen_error = |source: io::Error| EngineError::Listen { addr, source };
-    let listener = std::net::TcpListener::bind(addr).map_err(listen_error)?;
-    listener.set_nonblocking(true).map_err(listen_error)?;
-    let local = listener.local_addr().map_err(listen_error)?;
-    Ok((listener.into(), local))
+/// Binds the listeners; the driver only has to accept on them.
+fn bind_all(addrs: &[SocketAddr]) -> Result<Vec<(OwnedFd, SocketAddr)>, EngineError> {
+    let bind = |&addr: &SocketAddr| {
+        let has_v4 = addrs
+            .iter()
+            .any(|other| other.is_ipv4() && other.port() == addr.port() && addr.port() != 0);
+        let is_any = addr.ip().is_unspecified();
+        let dual = if is_any && !has_v4 { DualStack::Yes } else { DualStack::No };
+        let listen_error = |source: io::Error| EngineError::Listen { addr, source };
+        let listener = net::listen(addr, Blocking::No, dual).map_err(listen_error)?;
+        let local = net::local_addr(listener.as_fd()).map_err(listen_error)?;
+        Ok((listener, local))
+    };
+    addrs.iter().map(bind).collect()
 }
 
 /// Opens the folder of a place; creates one of ours, never one of the user's.

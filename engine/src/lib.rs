@@ -6,6 +6,7 @@
 //! serves it until it is removed.
 #![forbid(unsafe_code)]
 
+pub mod announce;
 mod api;
 mod config;
 mod handle;

@@ -1,7 +1,7 @@
 //! The driver for where io_uring is forbidden, as containers do by default: sockets that never wait
 //! under epoll, files on the disk threads.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +25,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 
 /// Event data of the driver's own descriptors; sockets carry their id.
 const DATA_WAKE: u64 = u64::MAX;
+/// The listeners are below it, the first one right below; no socket ever gets so far.
 const DATA_LISTEN: u64 = u64::MAX - 1;
+/// How many there may be.
+const LISTENERS_MAX: u64 = 1 << 16;
 
 /// Runs one [`Machine`] on one thread.
 pub struct EpollDriver {
@@ -34,8 +37,9 @@ pub struct EpollDriver {
     disk: DiskPool,
     files: Files,
     sockets: HashMap<SockId, Socket>,
-    listener: Option<OwnedFd>,
-    accept_again: Option<Instant>,
+    listeners: Vec<OwnedFd>,
+    /// Which listeners wait for descriptors, and until when.
+    paused: BTreeMap<usize, Instant>,
     /// When connections in progress are given up.
     deadlines: BTreeSet<(Instant, SockId)>,
     next_sock: u64,
@@ -60,11 +64,11 @@ impl EpollDriver {
     ///
     /// # Errors
     /// What `epoll_create(2)` says, or that no thread could be started.
-    pub fn new(waker: Waker, listener: Option<OwnedFd>) -> io::Result<EpollDriver> {
+    pub fn new(waker: Waker, listeners: Vec<OwnedFd>) -> io::Result<EpollDriver> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(DATA_WAKE);
         epoll::add(&epoll, &waker, data, epoll::EventFlags::IN)?;
-        if let Some(listener) = &listener {
+        for listener in &listeners {
             rustix::io::ioctl_fionbio(listener, true)?;
         }
         // Twice the threads of the ring's driver: here they carry the transfers too.
@@ -75,13 +79,15 @@ impl EpollDriver {
             disk,
             files: Files::default(),
             sockets: HashMap::new(),
-            listener,
-            accept_again: None,
+            listeners,
+            paused: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             next_sock: 1,
             done: VecDeque::new(),
         };
-        driver.watch_listener()?;
+        for at in 0..driver.listeners.len() {
+            driver.watch_listener(at)?;
+        }
         Ok(driver)
     }
 
@@ -114,7 +120,7 @@ impl EpollDriver {
 
     fn wait(&self, timeout: Option<Instant>, events: &mut Vec<epoll::Event>) -> io::Result<()> {
         let first = self.deadlines.first().map(|&(at, _)| at);
-        let until = timeout.into_iter().chain(first).chain(self.accept_again).min();
+        let until = timeout.into_iter().chain(first).chain(self.paused.values().copied()).min();
         let wait = match self.done.is_empty() {
             true => until.map(|until| until.saturating_duration_since(Instant::now())),
             false => Some(Duration::ZERO),
@@ -138,12 +144,15 @@ impl EpollDriver {
         for event in events.drain(..) {
             match event.data.u64() {
                 DATA_WAKE => {}
-                DATA_LISTEN => self.accept()?,
+                data if data > DATA_LISTEN - LISTENERS_MAX => {
+                    self.accept((DATA_LISTEN - data) as usize)?;
+                }
                 sock => self.handle_event(SockId(sock), event.flags),
             }
         }
-        if self.accept_again.is_some_and(|at| at <= now) {
-            self.watch_listener()?;
+        let over = self.paused.iter().filter(|(_, until)| **until <= now).map(|(&at, _)| at);
+        for at in over.collect::<Vec<_>>() {
+            self.watch_listener(at)?;
         }
         while let Some(&(at, sock)) = self.deadlines.first()
             && at <= now
@@ -164,17 +173,15 @@ impl EpollDriver {
         Ok(())
     }
 
-    fn watch_listener(&mut self) -> io::Result<()> {
-        self.accept_again = None;
-        if let Some(listener) = &self.listener {
-            let data = epoll::EventData::new_u64(DATA_LISTEN);
-            epoll::add(&self.epoll, listener, data, epoll::EventFlags::IN)?;
-        }
-        Ok(())
+    /// Watches a listener, by its place among them.
+    fn watch_listener(&mut self, at: usize) -> io::Result<()> {
+        self.paused.remove(&at);
+        let data = epoll::EventData::new_u64(DATA_LISTEN - at as u64);
+        Ok(epoll::add(&self.epoll, &self.listeners[at], data, epoll::EventFlags::IN)?)
     }
 
-    fn accept(&mut self) -> io::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
+    fn accept(&mut self, at: usize) -> io::Result<()> {
+        let listener = &self.listeners[at];
         for _ in 0..ACCEPTS_PER_TURN {
             match net::accept(listener.as_fd(), Blocking::No) {
                 Ok(Some(fd)) => {
@@ -195,7 +202,7 @@ impl EpollDriver {
                     // would spin.
                     super::warn_accept(&error);
                     epoll::delete(&self.epoll, listener)?;
-                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    self.paused.insert(at, Instant::now() + ACCEPT_PAUSE);
                     return Ok(());
                 }
             }

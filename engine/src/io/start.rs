@@ -19,8 +19,8 @@ use crate::config::IoDriver;
 pub struct DriverConfig {
     /// Which driver to run.
     pub driver: IoDriver,
-    /// A bound listener, see [`ringseed_sys::net::listen`]; `None` only dials.
-    pub listener: Option<OwnedFd>,
+    /// Bound listeners, see [`ringseed_sys::net::listen`]; without any it only dials.
+    pub listeners: Vec<OwnedFd>,
     /// The arena that most buffers come from, registered with a ring if the limits allow it.
     pub arena: Option<Arena>,
     /// Name of the thread, at most 15 bytes are shown.
@@ -80,11 +80,11 @@ enum Driver {
 
 impl Driver {
     fn new(config: DriverConfig, waker: &Waker) -> io::Result<Driver> {
-        let listener = config.listener;
+        let listeners = config.listeners;
         if config.driver != IoDriver::Epoll {
-            // The listener must survive a failed try.
-            let duplicate = listener.as_ref().map(OwnedFd::try_clone).transpose()?;
-            match UringDriver::new(waker.clone(), duplicate, config.arena.as_ref()) {
+            // The listeners must survive a failed try.
+            let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+            match UringDriver::new(waker.clone(), duplicates, config.arena.as_ref()) {
                 Ok(driver) => return Ok(Driver::Uring(Box::new(driver))),
                 Err(error) if config.driver == IoDriver::Uring => return Err(explain(error)),
                 Err(error) => {
@@ -93,7 +93,7 @@ impl Driver {
                 }
             }
         }
-        Ok(Driver::Epoll(Box::new(EpollDriver::new(waker.clone(), listener)?)))
+        Ok(Driver::Epoll(Box::new(EpollDriver::new(waker.clone(), listeners)?)))
     }
 
     fn run<M, F>(

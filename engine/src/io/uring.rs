@@ -1,6 +1,6 @@
 //! The default driver: sockets and payload files on one io_uring, everything slow on the disk threads.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,9 +25,9 @@ const RING_ENTRIES: u32 = 1024;
 const REGISTER_MAX_BYTES: usize = 8 << 20;
 
 /// Tokens below this are the driver's own.
-const TOKEN_LISTEN: u64 = 0;
-const TOKEN_WAKE: u64 = 1;
-const TOKEN_FIRST: u64 = 2;
+const TOKEN_WAKE: u64 = 0;
+/// The first listener; the others follow it.
+const TOKEN_LISTEN: u64 = 1;
 
 /// Runs one [`Machine`] on one thread.
 pub struct UringDriver {
@@ -36,9 +36,9 @@ pub struct UringDriver {
     disk: DiskPool,
     files: Files,
     sockets: HashMap<SockId, Socket>,
-    listener: Option<Arc<OwnedFd>>,
-    /// When to accept again after the process ran out of descriptors.
-    accept_again: Option<Instant>,
+    listeners: Vec<Arc<OwnedFd>>,
+    /// Which listeners wait for descriptors, and when to accept again after the process ran out of descriptors.
+    paused: BTreeMap<usize, Instant>,
     /// What each token of the ring stands for.
     pending: HashMap<u64, Pending>,
     next_token: u64,
@@ -72,7 +72,7 @@ impl UringDriver {
     /// [`RingError`]: the caller may take another driver.
     pub fn new(
         waker: Waker,
-        listener: Option<OwnedFd>,
+        listeners: Vec<OwnedFd>,
         arena: Option<&Arena>,
     ) -> Result<UringDriver, RingError> {
         let mut ring = Ring::new(RING_ENTRIES)?;
@@ -83,7 +83,7 @@ impl UringDriver {
                 "no buffers registered: the memlock limit is small (ulimit -l, LimitMEMLOCK=)"
             );
         }
-        if let Some(listener) = &listener {
+        for listener in &listeners {
             // A ring wants sockets that wait, see `Blocking`.
             rustix::io::ioctl_fionbio(listener, false).map_err(|e| RingError::Io(e.into()))?;
         }
@@ -94,10 +94,10 @@ impl UringDriver {
             disk,
             files: Files::default(),
             sockets: HashMap::new(),
-            listener: listener.map(Arc::new),
-            accept_again: None,
+            next_token: TOKEN_LISTEN + listeners.len() as u64,
+            listeners: listeners.into_iter().map(Arc::new).collect(),
+            paused: BTreeMap::new(),
             pending: HashMap::new(),
-            next_token: TOKEN_FIRST,
             next_sock: 1,
             done: VecDeque::new(),
             registered_bytes,
@@ -116,7 +116,7 @@ impl UringDriver {
     pub fn run(&mut self, machine: &mut dyn Machine) -> io::Result<()> {
         let mut ops = Ops::new();
         self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
-        self.accept();
+        (0..self.listeners.len()).for_each(|at| self.accept(at));
         loop {
             let now = Instant::now();
             loop {
@@ -135,7 +135,9 @@ impl UringDriver {
             let is_busy = !self.done.is_empty() || self.waker.is_pending();
             let deadline = match is_busy {
                 true => Some(now),
-                false => machine.poll_timeout().into_iter().chain(self.accept_again).min(),
+                false => {
+                    machine.poll_timeout().into_iter().chain(self.paused.values().copied()).min()
+                }
             };
             self.ring.wait(deadline)?;
             self.turn(machine);
@@ -145,9 +147,8 @@ impl UringDriver {
     /// Hands everything that has arrived to the machine.
     fn turn(&mut self, machine: &mut dyn Machine) {
         let now = Instant::now();
-        if self.accept_again.is_some_and(|at| at <= now) {
-            self.accept();
-        }
+        let over = self.paused.iter().filter(|(_, until)| **until <= now).map(|(&at, _)| at);
+        over.collect::<Vec<_>>().into_iter().for_each(|at| self.accept(at));
         while let Some(finished) = self.ring.next_finished() {
             self.handle(finished);
         }
@@ -163,11 +164,11 @@ impl UringDriver {
         }
     }
 
-    fn accept(&mut self) {
-        self.accept_again = None;
-        if let Some(listener) = &self.listener {
-            self.ring.start(TOKEN_LISTEN, Task::Accept { listener: listener.clone() });
-        }
+    /// Accepts on a listener, by its place among them.
+    fn accept(&mut self, at: usize) {
+        self.paused.remove(&at);
+        let listener = self.listeners[at].clone();
+        self.ring.start(TOKEN_LISTEN + at as u64, Task::Accept { listener });
     }
 
     fn start(&mut self, op: Op) {
@@ -292,7 +293,9 @@ impl UringDriver {
             (TOKEN_WAKE, _) => {
                 self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
             }
-            (TOKEN_LISTEN, Outcome::Accepted(accepted)) => self.handle_accepted(accepted),
+            (token, Outcome::Accepted(accepted)) => {
+                self.handle_accepted((token - TOKEN_LISTEN) as usize, accepted);
+            }
             (token, outcome) => {
                 let pending = self.pending.remove(&token).expect("the ring answers each task once");
                 let (outcome, on) = match (outcome, pending.on) {
@@ -329,13 +332,13 @@ impl UringDriver {
         }
     }
 
-    fn handle_accepted(&mut self, accepted: io::Result<OwnedFd>) {
+    fn handle_accepted(&mut self, at: usize, accepted: io::Result<OwnedFd>) {
         let fd = match accepted {
             Ok(fd) => fd,
             Err(error) => {
                 // The connection stays in the backlog: asking again at once would spin.
                 super::warn_accept(&error);
-                self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                self.paused.insert(at, Instant::now() + ACCEPT_PAUSE);
                 return;
             }
         };

@@ -66,6 +66,8 @@ pub enum Command {
     Add(Box<NewListing>, SyncSender<Result<ListingId, EngineError>>),
     /// Replace the addresses of a listing.
     SetPeers(ListingId, Vec<SocketAddr>),
+    /// Add addresses that somebody else than the user named.
+    FoundPeers(ListingId, Vec<SocketAddr>),
     /// Forget a listing, and delete what is ours of it when the flag says so.
     Remove(ListingId, bool),
     /// The addresses of the market's members.

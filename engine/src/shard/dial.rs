@@ -19,11 +19,29 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// the peer is dialling us at that moment; what lies between two tries is time without a source.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
+/// Addresses of a listing that somebody else named (a tracker), at most: more than its connections, so
+/// that dead ones have successors, and far from a list by which we could be aimed at a victim.
+const FOUND_MAX: usize = 200;
+/// Of these, dialled in one second at most, over each listing.
+const FOUND_DIALS_PER_SECOND: u32 = 10;
+/// First and longest wait before such an address is dialled again, and tries in vain before it is
+/// forgotten: whoever named it will name it again if it lives.
+const FOUND_BACKOFF_MIN: Duration = Duration::from_secs(1);
+const FOUND_BACKOFF_MAX: Duration = Duration::from_secs(60);
+const FOUND_TRIES_MAX: u32 = 5;
+
+/// One address of one peer, however it was written: IPv4 in IPv6 clothes is IPv4.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
 /// The addresses of a listing.
 #[derive(Debug, Default)]
 pub(super) struct Dialer {
     targets: BTreeMap<SocketAddr, Target>,
     timer_at: Option<Instant>,
+    /// The second that is counted, and dials of found addresses in it.
+    found_dials: Option<(Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -33,15 +51,52 @@ struct Target {
     is_dialling: bool,
     next_at: Instant,
     backoff: Duration,
+    /// Named by somebody else than the user.
+    is_found: bool,
+    /// Times in a row that nothing came of it.
+    failures: u32,
     /// Dials so far: each begins with the next of the torrent's names, as a stock client may know a
     /// hybrid by one of them only.
     attempts: usize,
 }
 
+impl Target {
+    fn new(now: Instant, is_found: bool) -> Self {
+        let backoff = if is_found { FOUND_BACKOFF_MIN } else { BACKOFF_MIN };
+        Target {
+            peer_id: None,
+            is_dialling: false,
+            next_at: now,
+            backoff,
+            is_found,
+            failures: 0,
+            attempts: 0,
+        }
+    }
+
+    /// A dial or a connection has ended: wait, and longer every time.
+    fn wait(&mut self, now: Instant) {
+        let longest = if self.is_found { FOUND_BACKOFF_MAX } else { BACKOFF_MAX };
+        self.is_dialling = false;
+        self.next_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(longest);
+    }
+}
+
 impl Dialer {
-    /// How many addresses there are.
+    /// How many addresses the user has given.
     pub fn target_count(&self) -> usize {
-        self.targets.len()
+        self.targets.values().filter(|target| !target.is_found).count()
+    }
+
+    /// Whether another found address may be dialled in this second.
+    fn take_found_dial(&mut self, now: Instant) -> bool {
+        let (since, count) = self.found_dials.get_or_insert((now, 0));
+        if now >= *since + Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= FOUND_DIALS_PER_SECOND
     }
 
     /// A handshake came over a connection: who is where.
@@ -49,27 +104,41 @@ impl Dialer {
         if let Some(target) = self.targets.get_mut(&addr).filter(|_| is_dialled) {
             target.peer_id = Some(peer_id);
             target.is_dialling = false;
-            target.backoff = BACKOFF_MIN;
+            target.failures = 0;
+            target.backoff = if target.is_found { FOUND_BACKOFF_MIN } else { BACKOFF_MIN };
         }
     }
 }
 
 impl Shard {
-    /// Replaces the addresses of a listing.
-    pub(super) fn set_peers(&mut self, listing: ListingId, peers: Vec<std::net::SocketAddr>) {
+    /// Replaces the addresses of a listing that the user gave.
+    pub(super) fn set_peers(&mut self, listing: ListingId, peers: Vec<SocketAddr>) {
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
-        let mut old = std::mem::take(&mut active.dialer.targets);
-        let fresh = || Target {
-            peer_id: None,
-            is_dialling: false,
-            next_at: now,
-            backoff: BACKOFF_MIN,
-            attempts: 0,
-        };
-        for addr in peers {
-            let target = old.remove(&addr).unwrap_or_else(fresh);
-            active.dialer.targets.insert(addr, target);
+        let targets = &mut active.dialer.targets;
+        let is_found = |_: &SocketAddr, target: &mut Target| !target.is_found;
+        let mut old: BTreeMap<SocketAddr, Target> = targets.extract_if(.., is_found).collect();
+        for addr in peers.into_iter().map(canonical) {
+            let known = old.remove(&addr).or_else(|| targets.remove(&addr));
+            let mut target = known.unwrap_or_else(|| Target::new(now, false));
+            target.is_found = false;
+            targets.insert(addr, target);
+        }
+        self.dial_turn(listing);
+    }
+
+    /// Adds addresses that somebody else named. What is known already stays as it is.
+    pub(super) fn found_peers(&mut self, listing: ListingId, peers: Vec<SocketAddr>) {
+        let now = self.now;
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        let targets = &mut active.dialer.targets;
+        let mut room =
+            FOUND_MAX.saturating_sub(targets.values().filter(|target| target.is_found).count());
+        for addr in peers.into_iter().map(canonical) {
+            if room > 0 && !targets.contains_key(&addr) {
+                targets.insert(addr, Target::new(now, true));
+                room -= 1;
+            }
         }
         self.dial_turn(listing);
     }
@@ -87,7 +156,8 @@ impl Shard {
         let wire_ids = active.wire_ids.clone();
         let mut next: Option<Instant> = None;
         let mut due = Vec::new();
-        for (&addr, target) in &mut active.dialer.targets {
+        let mut targets = std::mem::take(&mut active.dialer.targets);
+        for (&addr, target) in &mut targets {
             let is_known = |peer_id: PeerId| {
                 let who = Who::of(peer_id, addr);
                 connected.contains(&who) || self.banned.get(&who).is_some_and(|&until| until > now)
@@ -95,8 +165,10 @@ impl Shard {
             if target.is_dialling || target.peer_id.is_some_and(is_known) {
                 continue; // looked at again when that connection ends
             }
-            if target.next_at > now || due.len() >= room {
-                let at = target.next_at.max(now + BACKOFF_MIN);
+            let is_due = target.next_at <= now && due.len() < room;
+            if !is_due || (target.is_found && !active.dialer.take_found_dial(now)) {
+                let soon = if target.is_found { FOUND_BACKOFF_MIN } else { BACKOFF_MIN };
+                let at = target.next_at.max(now + soon);
                 next = Some(next.map_or(at, |next| next.min(at)));
                 continue;
             }
@@ -107,6 +179,7 @@ impl Shard {
             target.attempts += 1;
             due.push((addr, ids));
         }
+        active.dialer.targets = targets;
         if let Some(at) = next
             && active.dialer.timer_at.is_none_or(|set| at < set || set <= now)
         {
@@ -131,9 +204,11 @@ impl Shard {
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
         if let Some(target) = active.dialer.targets.get_mut(&addr) {
-            target.is_dialling = false;
-            target.next_at = now + target.backoff;
-            target.backoff = (target.backoff * 2).min(BACKOFF_MAX);
+            target.wait(now);
+            target.failures += 1;
+            if target.is_found && target.failures >= FOUND_TRIES_MAX {
+                active.dialer.targets.remove(&addr);
+            }
         }
         self.dial_turn(listing);
     }
@@ -144,15 +219,18 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing) else { return };
         if let Some(target) = active.dialer.targets.get_mut(&conn.addr).filter(|_| conn.is_dialled)
         {
-            target.is_dialling = false;
-            target.next_at = now + target.backoff;
-            target.backoff = (target.backoff * 2).min(BACKOFF_MAX);
+            target.wait(now);
+            target.failures += 1;
+            let is_hopeless = target.is_found && target.failures >= FOUND_TRIES_MAX;
             match reason {
                 CloseReason::Link(error) if error.blame() == Blame::Us => {
                     active.dialer.targets.remove(&conn.addr);
                 }
+                _ if is_hopeless => {
+                    active.dialer.targets.remove(&conn.addr);
+                }
                 CloseReason::Link(error) if error.blame() == Blame::Peer => {
-                    target.next_at = now + BACKOFF_MAX;
+                    target.next_at = target.next_at.max(now + BACKOFF_MAX);
                 }
                 _ => {}
             }

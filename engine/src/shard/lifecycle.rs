@@ -23,6 +23,7 @@ impl Shard {
                 let _ = answer.send(self.add_listing(*new));
             }
             Command::SetPeers(listing, peers) => self.set_listing_peers(listing, peers),
+            Command::FoundPeers(listing, peers) => self.found_peers(listing, peers),
             Command::Remove(listing, delete_data) => self.remove_listing(listing, delete_data),
             Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),

@@ -53,7 +53,7 @@ impl Node {
         peer_id[19] = number;
         let mut config = Config::new(dir.join(format!("state-{number}")), peer_id);
         config.io_driver = driver;
-        config.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        config.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
         config.arena_len_bytes = 16 << 20;
         config.seed = Some(u64::from(number));
         change(&mut config);

@@ -28,17 +28,25 @@ impl Blocking {
     }
 }
 
+/// What a listener on `[::]` takes besides IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DualStack {
+    /// IPv4 as well, by addresses mapped into IPv6. Whatever `net.ipv6.bindv6only` says.
+    Yes,
+    /// Nothing: another listener has IPv4 on the same port.
+    No,
+}
+
 /// Opens a listener on `addr`; port 0 takes a free one. The address can be taken again at once after
 /// a restart (`SO_REUSEADDR`), but never by two listeners.
 ///
 /// # Errors
 /// `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES` and what else `bind(2)` and `listen(2)` say.
-pub fn listen(addr: SocketAddr, blocking: Blocking) -> io::Result<OwnedFd> {
+pub fn listen(addr: SocketAddr, blocking: Blocking, dual: DualStack) -> io::Result<OwnedFd> {
     let fd = socket(addr, blocking)?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     if addr.is_ipv6() {
-        // An IPv6 listener takes IPv6 alone, so that both families can have the same port.
-        sockopt::set_ipv6_v6only(&fd, true)?;
+        sockopt::set_ipv6_v6only(&fd, dual == DualStack::No)?;
     }
     rustix::net::bind(&fd, &addr)?;
     rustix::net::listen(&fd, BACKLOG)?;
@@ -107,13 +115,17 @@ pub fn is_out_of_resources(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// The other end of a connection.
+/// The other end of a connection. IPv4 that came to an IPv6 listener is shown as IPv4: one peer has one
+/// address, whichever listener it came to.
 ///
 /// # Errors
 /// `ENOTCONN` when it is gone already; `InvalidData` when it is no IP socket.
 pub fn peer_addr(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     match rustix::net::getpeername(socket)? {
-        Some(addr) => addr.try_into().map_err(|_| not_ip()),
+        Some(addr) => {
+            let addr = SocketAddr::try_from(addr).map_err(|_| not_ip())?;
+            Ok(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+        }
         None => Err(rustix::io::Errno::NOTCONN.into()),
     }
 }
@@ -142,7 +154,7 @@ mod tests {
     #[test]
     fn both_families_listen_connect_and_accept() {
         for addr in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = listen(addr.parse().unwrap(), Blocking::No) else {
+            let Ok(listener) = listen(addr.parse().unwrap(), Blocking::No, DualStack::No) else {
                 assert!(addr.starts_with('['), "no IPv4 loopback");
                 continue; // a machine without IPv6
             };
@@ -153,13 +165,40 @@ mod tests {
             assert!(connect(out.as_fd(), bound).unwrap());
             let taken = accept(listener.as_fd(), Blocking::No).unwrap().unwrap();
             assert_eq!(peer_addr(taken.as_fd()).unwrap(), local_addr(out.as_fd()).unwrap());
-            assert!(listen(bound, Blocking::No).is_err(), "two listeners on one address");
+            assert!(
+                listen(bound, Blocking::No, DualStack::No).is_err(),
+                "two listeners on one address"
+            );
         }
+    }
+
+    /// The address of a peer was `::ffff:127.0.0.1` or `127.0.0.1`, as the listener was: bans and
+    /// duplicates are told apart by it.
+    #[test]
+    fn one_listener_takes_both_families_and_shows_each_as_what_it_is() {
+        let Ok(listener) = listen("[::]:0".parse().unwrap(), Blocking::No, DualStack::Yes) else {
+            return; // a machine without IPv6
+        };
+        let port = local_addr(listener.as_fd()).unwrap().port();
+        for ip in ["127.0.0.1", "::1"] {
+            let to = SocketAddr::new(ip.parse().unwrap(), port);
+            let out = socket(to, Blocking::Yes).unwrap();
+            assert!(connect(out.as_fd(), to).unwrap());
+            let taken = accept(listener.as_fd(), Blocking::No).unwrap().unwrap();
+            assert_eq!(peer_addr(taken.as_fd()).unwrap(), local_addr(out.as_fd()).unwrap());
+        }
+        let v4 = SocketAddr::new("0.0.0.0".parse().unwrap(), port);
+        assert!(listen(v4, Blocking::No, DualStack::No).is_err(), "IPv4 is taken");
+        drop(listener);
+        let alone = listen("[::]:0".parse().unwrap(), Blocking::No, DualStack::No).unwrap();
+        let v4 =
+            SocketAddr::new("0.0.0.0".parse().unwrap(), local_addr(alone.as_fd()).unwrap().port());
+        assert!(listen(v4, Blocking::No, DualStack::No).is_ok(), "IPv4 is free");
     }
 
     #[test]
     fn a_refused_connection_tells_so() {
-        let listener = listen("127.0.0.1:0".parse().unwrap(), Blocking::No).unwrap();
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Blocking::No, DualStack::No).unwrap();
         let bound = local_addr(listener.as_fd()).unwrap();
         drop(listener);
         let out = socket(bound, Blocking::Yes).unwrap();

@@ -13,8 +13,9 @@ use crate::geometry::GeometryError;
 /// Why a peer connection ended.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LinkError {
-    /// The peer does not begin as BEP 3 says.
-    #[error("peer sent no handshake")]
+    /// The peer does not begin as BEP 3 says: another protocol, or the encrypted handshake (MSE) that
+    /// stock clients try first.
+    #[error("peer sent no plain BitTorrent handshake")]
     Handshake(#[from] HandshakeError),
     /// The peer answered for a torrent that we did not ask for.
     #[error("peer answered for another torrent {found:?}")]
@@ -108,13 +109,15 @@ impl LinkError {
     /// Tells the swarm whether to ban the peer or to dial it again.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::HandshakeTimeout { .. }
+            // An encrypted handshake (MSE) begins with bytes that look like chance, and so does a stranger
+            // at the wrong door: neither is a breach. The other side tries again in plain.
+            Self::Handshake(_)
+            | Self::HandshakeTimeout { .. }
             | Self::Idle { .. }
             | Self::Trickle { .. }
             | Self::SendStalled { .. } => Blame::Network,
             Self::SelfConnection => Blame::Us,
-            Self::Handshake(_)
-            | Self::WrongTorrent { .. }
+            Self::WrongTorrent { .. }
             | Self::Decode(_)
             | Self::Extension(_)
             | Self::Geometry(_)

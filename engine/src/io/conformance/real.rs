@@ -44,12 +44,13 @@ pub(super) fn rig(driver: IoDriver) -> Box<dyn Rig> {
 }
 
 fn node(driver: IoDriver, arena: &Arena, root: PathBuf) -> Node {
-    let listener = net::listen("127.0.0.1:0".parse().unwrap(), Blocking::No).unwrap();
+    let listener =
+        net::listen("127.0.0.1:0".parse().unwrap(), Blocking::No, net::DualStack::No).unwrap();
     let addr = net::local_addr(listener.as_fd()).unwrap();
     let (orders, told, heard) = relay_parts();
     let config = DriverConfig {
         driver,
-        listener: Some(listener),
+        listeners: vec![listener],
         arena: Some(arena.clone()),
         thread_name: "conformance".into(),
     };
@@ -74,7 +75,8 @@ impl Rig for RealRig {
     }
 
     fn dead_addr(&self) -> SocketAddr {
-        let listener = net::listen("127.0.0.1:0".parse().unwrap(), Blocking::No).unwrap();
+        let listener =
+            net::listen("127.0.0.1:0".parse().unwrap(), Blocking::No, net::DualStack::No).unwrap();
         net::local_addr(listener.as_fd()).unwrap() // closed again with the end of this line
     }
 
@@ -186,7 +188,7 @@ fn epoll_takes_over_where_io_uring_is_forbidden() {
     bench.stop();
     let config = DriverConfig {
         driver: IoDriver::Uring,
-        listener: None,
+        listeners: Vec::new(),
         arena: None,
         thread_name: "refused".into(),
     };

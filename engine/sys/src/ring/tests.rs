@@ -20,10 +20,12 @@ fn next(ring: &mut Ring) -> Finished {
 }
 
 fn pair(ring: &mut Ring) -> (Arc<OwnedFd>, Arc<OwnedFd>) {
-    let listener = Arc::new(net::listen("127.0.0.1:0".parse().unwrap(), Blocking::Yes).unwrap());
+    let listener = Arc::new(
+        net::listen("127.0.0.1:0".parse().unwrap(), Blocking::Yes, net::DualStack::No).unwrap(),
+    );
     let addr = net::local_addr(listener.as_fd()).unwrap();
     let accept = ring.start(1, Task::Accept { listener });
-    let socket = Arc::new(net::socket(addr, Blocking::Yes).unwrap());
+    let socket = Arc::new(net::socket(addr, Blocking::Yes, net::DualStack::No).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);
     ring.start(2, Task::Connect { socket: socket.clone(), addr, deadline });
     let (mut accepted, mut connected) = (None, false);
@@ -142,7 +144,7 @@ fn a_connection_nobody_answers_times_out() {
     let mut open = Vec::new();
     let mut errors = Vec::new();
     for token in 0..4 {
-        let socket = Arc::new(net::socket(addr, Blocking::Yes).unwrap());
+        let socket = Arc::new(net::socket(addr, Blocking::Yes, net::DualStack::No).unwrap());
         let deadline = Instant::now() + Duration::from_millis(60);
         ring.start(token, Task::Connect { socket: socket.clone(), addr, deadline });
         match next(&mut ring).outcome {
