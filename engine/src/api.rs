@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
+use ringseed_core::select::SelectionError;
 use thiserror::Error;
 
 use crate::config::ConfigError;
@@ -170,6 +171,9 @@ pub enum ListingError {
         /// What the parser said.
         reason: String,
     },
+    /// Files were selected that the torrent does not have.
+    #[error("{0}")]
+    Selection(SelectionError),
     /// Data of the user lacks pieces or differs; we never write there.
     #[error("{missing_pieces} of {piece_count} pieces are missing or differ in the given folder")]
     IncompleteInPlace {
@@ -301,6 +305,8 @@ pub struct ListingStatus {
     pub have_bytes: u64,
     /// Bytes in all, pads excluded; 0 while the info dict is unknown.
     pub total_bytes: u64,
+    /// Bytes of the pieces that are wanted, pads excluded: all of them unless files were selected.
+    pub wanted_bytes: u64,
     /// Verified pieces.
     pub have_pieces: u32,
     /// Pieces in all; 0 while the info dict is unknown.

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringseed_core::metainfo::Metainfo;
+use ringseed_core::select::FileSelection;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::dir::DirHandle;
 use ringseed_sys::net::{self, Blocking, DualStack};
@@ -24,7 +25,7 @@ use crate::api::{
 use crate::config::Config;
 use crate::io::{self as drivers, DriverConfig, Running};
 use crate::shard::command::{Command, CommandQueue, Counters, KnownMetainfo, NewListing};
-use crate::shard::{Shard, ShardParts};
+use crate::shard::{Shard, ShardParts, part_path, parts_folder};
 use crate::store::{self, LookedAt, StateDir};
 
 /// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
@@ -144,6 +145,21 @@ impl Engine {
     /// [`EngineError::Exists`] for an info hash that is there already, [`EngineError::Refused`] over
     /// the size cap, [`EngineError::Io`] when the place cannot be opened, [`EngineError::Stopped`].
     pub fn add(&self, add: AddListing) -> Result<ListingId, EngineError> {
+        self.add_selected(add, None)
+    }
+
+    /// As [`Engine::add`], for some of the files alone (BEP 53): the pieces that they lie in are fetched,
+    /// and the listing is complete when these are. What such a piece brings of a neighbour is kept apart
+    /// and is no file to anybody.
+    ///
+    /// # Errors
+    /// As [`Engine::add`]; [`ListingError::Selection`] for files that the torrent does not have. Of a
+    /// torrent that is known by its hash alone, the listing fails with it later.
+    pub fn add_selected(
+        &self,
+        add: AddListing,
+        select: Option<FileSelection>,
+    ) -> Result<ListingId, EngineError> {
         let asked_by_hash = add.identity.asked_hashes().is_some();
         let identity = self.inner.with_known_metainfo(add.identity)?;
         if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) =
@@ -177,8 +193,24 @@ impl Engine {
             _ => false,
         };
         let root = open_place(&add.place)?;
+        if let (Identity::Metainfo(metainfo), None, true) =
+            (&identity, &select, add.place.is_owned())
+        {
+            // A former run wanted some files and this one wants all: whatever lies apart is not missed,
+            // and a failure leaves a few bytes that nobody looks at.
+            let _ = root.remove_tree(&parts_folder(metainfo.info()));
+        }
         let LookedAt { is_fresh, bad_files, stamp, changed_ns } = match &identity {
-            Identity::Metainfo(metainfo) => look_at(&root, metainfo),
+            Identity::Metainfo(metainfo) => {
+                let wanted = select.as_ref().map(|select| select.wanted(metainfo.info()));
+                let refused = |error| EngineError::Refused(ListingError::Selection(error));
+                let wanted = wanted.transpose().map_err(refused)?;
+                let looked = look_at(&root, metainfo);
+                match wanted {
+                    Some(wanted) => look_at_part(&root, metainfo, &wanted, looked),
+                    None => looked,
+                }
+            }
             _ => LookedAt::default(),
         };
         let new = NewListing {
@@ -196,6 +228,7 @@ impl Engine {
             known_complete: add.known_complete,
             size_max_bytes: add.size_max_bytes,
             peers: add.peers,
+            select,
         };
         self.inner.ask(|answer| Command::Add(Box::new(new), answer)).ok_or(EngineError::Stopped)?
     }
@@ -406,6 +439,27 @@ fn look_at(root: &DirHandle, metainfo: &Metainfo) -> LookedAt {
         found.is_fresh = at_root.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     }
     found
+}
+
+/// What the files of a torrent look like when some of them are wanted: of the others only what came of
+/// them with a neighbour's piece is missed.
+fn look_at_part(
+    root: &DirHandle,
+    metainfo: &Metainfo,
+    wanted: &[bool],
+    mut found: LookedAt,
+) -> LookedAt {
+    let info = metainfo.info();
+    let is_missing = |path: &Path| matches!(root.metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    found.is_fresh &= is_missing(&parts_folder(info));
+    let apart = (0..).zip(info.files()).filter(|(at, file)| !file.pad && !wanted[*at as usize]);
+    let lost = apart.map(|(at, _)| at).filter(|&at| is_missing(&part_path(info, at)));
+    let lost: Vec<u32> = lost.collect();
+    found.bad_files.retain(|&at| wanted[at as usize]);
+    found.bad_files.extend(lost);
+    found.bad_files.sort_unstable();
+    // A stamp is of whole torrents.
+    LookedAt { stamp: None, ..found }
 }
 
 /// A seed that differs between engines and runs: the standard library keys its hash maps with one.

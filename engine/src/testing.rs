@@ -150,6 +150,7 @@ impl SimMarket {
             known_complete: add.known_complete,
             size_max_bytes: add.size_max_bytes,
             peers: add.peers,
+            select: None,
         };
         let (answer, answers) = sync_channel(1);
         self.nodes[node].queue.push(Command::Add(Box::new(new), answer));

@@ -7,9 +7,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use ringseed_core::metainfo::Metainfo;
+use ringseed_core::select::FileSelection;
 use ringseed_engine::{
-    AddListing, Config, Engine, EngineStatus, Event, Identity, ListingError, ListingId,
-    ListingState, ListingStatus, Place,
+    AddListing, Config, Engine, EngineError, EngineStatus, Event, Identity, ListingError,
+    ListingId, ListingState, ListingStatus, Place,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -19,6 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 use crate::offline::{describe, read_torrent, say_notes};
 use crate::progress::{Reporter, Task};
+use crate::sources::{self, Tracking, Wanted};
 use crate::{cli, keys, preflight, units, up};
 
 /// Folder of our own inside `--data`, where `get` and `seed` keep what lets them resume.
@@ -27,27 +29,33 @@ pub const STATE_DIR: &str = ".ringseed";
 const TICK: Duration = Duration::from_millis(100);
 /// `get` gives up when for so long nobody answered and nothing came.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// And with trackers, of which one must answer first, and perhaps a second time.
+const SILENCE_MAX_TRACKED: Duration = Duration::from_secs(180);
+/// Magnet links that `seed` prints for people.
+const LINKS_SHOWN_MAX: usize = 4;
 /// How often `seed` reports its counters.
 const SEED_REPORT: Duration = Duration::from_secs(10);
 
 fn start(
     state_dir: &Path,
-    listen: Option<SocketAddr>,
+    listen: &[SocketAddr],
     uplink: Option<u64>,
     driver: &str,
     reporter: Reporter,
-) -> Result<(Engine, Receiver<Event>)> {
+) -> Result<(Engine, Receiver<Event>, [u8; 20])> {
     for finding in preflight::machine()? {
         finding.warning.warn(&finding.now, reporter.is_json());
     }
-    if let Some(addr) = listen.filter(|addr| addr.port() != 0) {
+    for &addr in listen.iter().filter(|addr| addr.port() != 0) {
         preflight::port(addr, "payload")?;
     }
-    let mut config = Config::new(state_dir, random_peer_id()?);
-    config.listen = listen;
+    let peer_id = random_peer_id()?;
+    let mut config = Config::new(state_dir, peer_id);
+    config.listen = listen.to_vec();
     config.upload_rate_max = uplink;
     config.io_driver = io_driver(driver);
-    Engine::start(config).map_err(engine_error)
+    let (engine, events) = Engine::start(config).map_err(engine_error)?;
+    Ok((engine, events, peer_id))
 }
 
 /// Stock use says nothing about who we are: a new id each time.
@@ -73,6 +81,7 @@ fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
     });
     if let Some(listing) = listing {
         value["have_bytes"] = json!(listing.have_bytes);
+        value["wanted_bytes"] = json!(listing.wanted_bytes);
         value["total_bytes"] = json!(listing.total_bytes);
         value["have_pieces"] = json!(listing.have_pieces);
         value["piece_count"] = json!(listing.piece_count);
@@ -92,6 +101,7 @@ fn state_error(error: &ListingError) -> Error {
     let code = match error {
         ListingError::ViewsDisagree { .. } => Code::ViewsDiffer,
         ListingError::IncompleteInPlace { .. } => Code::Damaged,
+        ListingError::Selection(_) => Code::BadValue,
         ListingError::TooLarge { .. } | ListingError::BadMetainfo { .. } => Code::BadTorrent,
         ListingError::Path { .. } => Code::Io,
     };
@@ -122,94 +132,126 @@ fn judge(event: &Event, reporter: Reporter) -> Result<()> {
 ///
 /// # Errors
 /// [`Code::Interrupted`] (exit 12) on Ctrl-C; [`Code::Unreachable`] when nobody answers;
+/// [`Code::BadValue`] for a link that cannot be used or files that the torrent does not have;
 /// [`Code::ViewsDiffer`]; [`Code::NoSpace`]; I/O errors.
 pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> Result<()> {
     if let Some(parent) = args.with_parent {
         up::children::die_with(parent)?;
     }
     let interrupt = Interrupt::watch()?;
-    let metainfo = Arc::new(read_torrent(&args.torrent)?);
-    say_notes(&metainfo, reporter);
+    let wanted = Wanted::read(&args.torrent, reporter)?;
+    let select = args.select.clone().or_else(|| wanted.select.clone());
+    let has_tracker = sources::has_tracker(&wanted, &args.trackers);
+    let has_peers = !(args.peers.is_empty() && wanted.peers.is_empty());
+    if !has_peers && !has_tracker && args.listen.is_empty() {
+        return Err(Error::new(Code::Usage, "there is nobody to fetch from")
+            .why("no peer and no tracker is named")
+            .cure("name one: --peer HOST:PORT or --tracker URL"));
+    }
     preflight::writable(&args.data)?;
-    require_room(&metainfo, &args.data)?;
-    let (engine, events) =
-        start(&args.data.join(STATE_DIR), args.listen, None, &args.io_driver, reporter)?;
-    let total = metainfo.info().geometry().payload_len();
-    let added = engine.add(AddListing {
-        identity: Identity::Metainfo(metainfo.clone()),
+    if let Some(metainfo) = &wanted.metainfo {
+        say_notes(metainfo, reporter);
+        require_room(metainfo, select.as_ref(), &args.data)?;
+    }
+    let mut peers = sources::resolve_named(&args.peers)?;
+    peers.extend(sources::resolve_hinted(&wanted.peers, reporter));
+    let (engine, events, peer_id) =
+        start(&args.data.join(STATE_DIR), &args.listen, None, &args.io_driver, reporter)?;
+    let add = AddListing {
+        identity: wanted.identity.clone(),
         place: Place::Owned(args.data.clone()),
         verify_v1: true,
         known_complete: false,
         size_max_bytes: None,
-        peers: args.peers.clone(),
+        peers,
         private_to_market: false,
-    });
-    let id = added.map_err(engine_error)?;
-    let task = reporter.bytes("get", format!("getting {}", metainfo.info().name()), total);
+    };
+    let id = engine.add_selected(add, select.clone()).map_err(|error| match error {
+        EngineError::Refused(error) => state_error(&error),
+        error => engine_error(error),
+    })?;
+    let tracking = Tracking::start(&engine, peer_id, &args.trackers, &[(id, &wanted)], reporter);
+    let total = wanted.metainfo.as_ref().map_or(0, |known| known.info().geometry().payload_len());
+    let task = reporter.bytes("get", format!("getting {}", wanted.name), total);
     let began = Instant::now();
-    let result = fetch(&engine, id, &events, &task, &interrupt, reporter);
+    let silence_max = if has_tracker { SILENCE_MAX_TRACKED } else { SILENCE_MAX };
+    let fetch = Fetch { engine: &engine, id, events: &events, task: &task, reporter, silence_max };
+    let room = |metainfo: &Metainfo| require_room(metainfo, select.as_ref(), &args.data);
+    let result = fetch.run(&interrupt, &tracking, &room);
     let elapsed = began.elapsed();
     let status = engine.listing_status(id);
-    let mut summary = describe(&metainfo);
+    let metainfo = wanted.metainfo.clone().or_else(|| engine.metainfo(id));
+    let mut summary = metainfo.as_deref().map_or_else(|| json!({"name": wanted.name}), describe);
     summary["complete"] = json!(result.is_ok());
     summary["seconds"] = json!(elapsed.as_secs_f64());
+    if let Some(select) = &select {
+        summary["selected"] = json!(select.to_string());
+    }
+    summary["swarm"] = tracking.swarm(id);
     summary["counters"] = counters(&engine.status(), status.as_ref());
     let result = result.map_err(|error| resumable(error, args));
     match &result {
         Ok(()) => {
             let verified = engine.status().payload_verified_bytes;
+            let bytes = status.as_ref().map_or(total, |status| status.wanted_bytes);
             let text = format!(
                 "complete and verified: {} in {}, {} fetched ({})",
-                units::bytes(total),
+                units::bytes(bytes),
                 units::time(elapsed),
                 units::bytes(verified),
                 units::rate(units::mean_rate(verified, elapsed))
             );
-            task.finish(&text, json!({"bytes": total, "fetched": verified}));
+            task.finish(&text, json!({"bytes": bytes, "fetched": verified}));
         }
         Err(_) => drop(task),
     }
+    let mut served = Ok(());
     if result.is_ok() && args.seed_after {
         reporter.say(
             "seeding",
             "serving until Ctrl-C",
             json!({"addr": engine.local_addr().map(|a| a.to_string())}),
         );
-        let served = serve(&engine, &[id], &events, &interrupt, reporter);
+        served = serve(&engine, &[id], &events, &interrupt, reporter);
         summary["counters"] = counters(&engine.status(), engine.listing_status(id).as_ref());
-        engine.shutdown();
-        print(&summary);
-        return served;
     }
+    tracking.stop();
     engine.shutdown();
     print(&summary);
-    result
+    result.and(served)
 }
 
 fn resumable(error: Error, args: &cli::Get) -> Error {
     if !matches!(error.code, Code::Interrupted | Code::Unreachable | Code::NoSpace) {
         return error;
     }
-    let peers: Vec<String> = args.peers.iter().map(|peer| format!("--peer {peer}")).collect();
-    error.cure(format!(
-        "what is there is kept; to go on:  ringseed get {} --data {} {}",
-        args.torrent.display(),
-        args.data.display(),
-        peers.join(" ")
-    ))
+    let torrent = args.torrent.display().to_string();
+    // A link has an & in it, which a shell takes for itself.
+    let quote = if torrent.contains('&') { "'" } else { "" };
+    let mut command =
+        format!("ringseed get {quote}{torrent}{quote} --data {}", args.data.display());
+    if let Some(select) = &args.select {
+        command.push_str(&format!(" --select {select}"));
+    }
+    args.peers.iter().for_each(|peer| command.push_str(&format!(" --peer {peer}")));
+    args.trackers.urls.iter().for_each(|url| command.push_str(&format!(" --tracker {url}")));
+    error.cure(format!("what is there is kept; to go on:  {command}"))
 }
 
 /// Refuses early when the missing files cannot fit.
-fn require_room(metainfo: &Metainfo, data: &Path) -> Result<()> {
+fn require_room(metainfo: &Metainfo, select: Option<&FileSelection>, data: &Path) -> Result<()> {
     let on_disk = |path: std::path::PathBuf| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
     };
+    // A selection that does not fit is refused by the engine, with its reason.
+    let wanted = select.and_then(|select| select.wanted(metainfo.info()).ok());
     let missing: u64 = metainfo
         .info()
         .files()
-        .filter(|file| !file.pad)
-        .map(|file| file.len_bytes.saturating_sub(on_disk(data.join(file.path().as_path()))))
+        .enumerate()
+        .filter(|(at, file)| !file.pad && wanted.as_ref().is_none_or(|wanted| wanted[*at]))
+        .map(|(_, file)| file.len_bytes.saturating_sub(on_disk(data.join(file.path().as_path()))))
         .sum();
     let free = preflight::free_bytes(data)?;
     if missing <= free {
@@ -220,49 +262,86 @@ fn require_room(metainfo: &Metainfo, data: &Path) -> Result<()> {
         .cure("free some space, or choose another --data"))
 }
 
-/// Waits until the listing is complete and durable.
-fn fetch(
-    engine: &Engine,
+/// One torrent on its way.
+struct Fetch<'a> {
+    engine: &'a Engine,
     id: ListingId,
-    events: &Receiver<Event>,
-    task: &Task,
-    interrupt: &Interrupt,
+    events: &'a Receiver<Event>,
+    task: &'a Task,
     reporter: Reporter,
-) -> Result<()> {
-    let (mut last, mut last_at) = (0, Instant::now());
-    loop {
-        if interrupt.is_asked() {
-            return Err(Error::new(Code::Interrupted, "stopped before it was complete"));
-        }
-        match events.recv_timeout(TICK) {
-            Ok(Event::Complete { id: complete }) if complete == id => return Ok(()),
-            Ok(event) => judge(&event, reporter)?,
-            Err(_) => {}
-        }
-        let Some(status) = engine.listing_status(id) else { continue };
-        task.set(status.have_bytes, status.total_bytes);
-        match &status.state {
-            ListingState::Checking => task.note("checking what is there"),
-            ListingState::Waiting { reason } => task.note(reason.to_string()),
-            _ => task.note(format!("from {}", units::count(u64::from(status.peers), "peer"))),
-        }
-        let received = engine.status().received_bytes + status.have_bytes;
-        if received != last || matches!(status.state, ListingState::Checking) {
-            (last, last_at) = (received, Instant::now());
-        } else if last_at.elapsed() > SILENCE_MAX {
-            if let ListingState::Waiting { reason } = &status.state {
-                let code = match reason {
-                    ringseed_engine::WaitReason::DiskFull => Code::NoSpace,
-                    _ => Code::Io,
-                };
-                return Err(Error::new(code, format!("cannot go on: {reason}")));
+    silence_max: Duration,
+}
+
+impl Fetch<'_> {
+    /// Waits until the listing is complete and durable. `room` is asked when it is known what comes.
+    fn run(
+        &self,
+        interrupt: &Interrupt,
+        tracking: &Tracking,
+        room: &dyn Fn(&Metainfo) -> Result<()>,
+    ) -> Result<()> {
+        let (mut last, mut last_at) = (0, Instant::now());
+        let mut was_missing = false;
+        loop {
+            if interrupt.is_asked() {
+                return Err(Error::new(Code::Interrupted, "stopped before it was complete"));
             }
-            return Err(Error::new(Code::Unreachable, "no peer has anything for us").why(format!(
-                "{} in {}",
-                units::count(u64::from(status.peers), "connection"),
-                units::time(SILENCE_MAX)
-            )));
+            match self.events.recv_timeout(TICK) {
+                Ok(Event::Complete { id }) if id == self.id => {
+                    let status = self.engine.listing_status(id);
+                    // Some of the files are not all: to a tracker we still lack something.
+                    if was_missing && status.is_some_and(|s| s.have_bytes == s.total_bytes) {
+                        tracking.set_completed(id);
+                    }
+                    return Ok(());
+                }
+                Ok(Event::MetadataReady { .. }) => {
+                    if let Some(metainfo) = self.engine.metainfo(self.id) {
+                        say_notes(&metainfo, self.reporter);
+                        room(&metainfo)?;
+                        let info = metainfo.info();
+                        let text = format!("it is {}", info.name());
+                        self.reporter.say("metadata", &text, describe(&metainfo));
+                    }
+                }
+                Ok(event) => judge(&event, self.reporter)?,
+                Err(_) => {}
+            }
+            let Some(status) = self.engine.listing_status(self.id) else { continue };
+            was_missing |= matches!(status.state, ListingState::Fetching | ListingState::Metadata);
+            self.task.set(status.have_bytes.min(status.wanted_bytes), status.wanted_bytes);
+            let from = units::count(u64::from(status.peers), "peer");
+            match &status.state {
+                ListingState::Checking => self.task.note("checking what is there"),
+                ListingState::Waiting { reason } => self.task.note(reason.to_string()),
+                ListingState::Metadata => self.task.note(format!("asking {from} what it is")),
+                _ => self.task.note(format!("from {from}")),
+            }
+            if status.peers == 0 {
+                tracking.want_peers(self.id);
+            }
+            let received = self.engine.status().received_bytes + status.have_bytes;
+            if received != last || matches!(status.state, ListingState::Checking) {
+                (last, last_at) = (received, Instant::now());
+            } else if last_at.elapsed() > self.silence_max {
+                return Err(self.given_up(&status));
+            }
         }
+    }
+
+    fn given_up(&self, status: &ListingStatus) -> Error {
+        if let ListingState::Waiting { reason } = &status.state {
+            let code = match reason {
+                ringseed_engine::WaitReason::DiskFull => Code::NoSpace,
+                _ => Code::Io,
+            };
+            return Error::new(code, format!("cannot go on: {reason}"));
+        }
+        Error::new(Code::Unreachable, "no peer has anything for us").why(format!(
+            "{} in {}",
+            units::count(u64::from(status.peers), "connection"),
+            units::time(self.silence_max)
+        ))
     }
 }
 
@@ -308,9 +387,10 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     let torrents: Vec<Arc<Metainfo>> =
         args.torrents.iter().map(|path| read_torrent(path).map(Arc::new)).collect::<Result<_>>()?;
     torrents.iter().for_each(|metainfo| say_notes(metainfo, reporter));
+    let peers = sources::resolve_named(&args.peers)?;
     let state = seed_state(&args.data)?;
-    let (engine, events) =
-        start(&state, Some(args.listen), args.uplink, &args.io_driver, reporter)?;
+    let (engine, events, peer_id) =
+        start(&state, &args.listen, args.uplink, &args.io_driver, reporter)?;
     let mut ids = Vec::new();
     for metainfo in &torrents {
         let added = engine.add(AddListing {
@@ -319,7 +399,7 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
             verify_v1: true,
             known_complete: false,
             size_max_bytes: None,
-            peers: Vec::new(),
+            peers: peers.clone(),
             private_to_market: false,
         });
         ids.push(added.map_err(engine_error)?);
@@ -341,15 +421,30 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
         let statuses = ids.iter().filter_map(|id| engine.listing_status(*id));
         task.set(statuses.map(|status| status.have_bytes).sum(), total);
     }
-    let addr = engine.local_addr().map(|addr| addr.to_string()).unwrap_or_default();
-    let text = format!("serving {} on {addr} until Ctrl-C", units::bytes(total));
-    task.finish(&text, json!({"addr": addr, "bytes": total}));
+    let addrs = engine.local_addrs().to_vec();
+    let shown: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
+    let links: Vec<String> =
+        torrents.iter().map(|one| sources::link_of(one, &addrs).to_string()).collect();
+    let mut text =
+        format!("serving {} on {} until Ctrl-C", units::bytes(total), shown.join(" and "));
+    // A list of thousands helps nobody on a terminal.
+    for link in links.iter().take(LINKS_SHOWN_MAX) {
+        text.push_str(&format!("\n{link}"));
+    }
+    let first = shown.first().cloned().unwrap_or_default();
+    let fields = json!({"addr": first, "addrs": shown, "bytes": total, "magnets": links});
+    task.finish(&text, fields);
+    let wanted: Vec<Wanted> = torrents.iter().cloned().map(Wanted::from_metainfo).collect();
+    let announced: Vec<(ListingId, &Wanted)> = ids.iter().copied().zip(&wanted).collect();
+    let tracking = Tracking::start(&engine, peer_id, &args.trackers, &announced, reporter);
     let result = serve(&engine, &ids, &events, &interrupt, reporter);
+    tracking.stop();
     let listings: Value = torrents
         .iter()
         .zip(&ids)
         .map(|(metainfo, id)| {
             let mut row = describe(metainfo);
+            row["magnet"] = json!(sources::link_of(metainfo, &addrs).to_string());
             row["sent_bytes"] = json!(engine.listing_status(*id).map(|status| status.sent_bytes));
             row
         })

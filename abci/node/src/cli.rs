@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ringseed_core::magnet::PeerAddr;
+use ringseed_core::select::FileSelection;
+use ringseed_core::tracker::TrackerUrl;
 use ringseed_engine::offline::IoMode;
 
 use ringseed_abci::shim::ListenAddr;
@@ -321,9 +324,23 @@ pub struct Hash {
     /// Mark it private (BEP 27).
     #[arg(long)]
     pub private: bool,
+    /// Tracker to write into it, http:// or udp://; several are asked one after the other.
+    #[arg(long = "tracker", value_name = "URL")]
+    pub trackers: Vec<TrackerUrl>,
     /// Which way the data is read: auto takes what the page cache has from there and the rest past it.
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = IoMode::NAMES)]
     pub io: String,
+}
+
+/// Flags of `seed` and `get` about trackers.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Trackers {
+    /// Ask this tracker before those of the torrent: http:// or udp://.
+    #[arg(long = "tracker", value_name = "URL")]
+    pub urls: Vec<TrackerUrl>,
+    /// Ask no tracker, whatever the torrent names.
+    #[arg(long, conflicts_with = "urls")]
+    pub no_trackers: bool,
 }
 
 /// `ringseed seed`.
@@ -335,9 +352,15 @@ pub struct Seed {
     /// Folder that holds each torrent's root name.
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Address to listen on.
-    #[arg(long, value_name = "ADDR")]
-    pub listen: SocketAddr,
+    /// Addresses to listen on; [::]:PORT takes IPv4 as well.
+    #[arg(long, value_name = "ADDR", required = true, num_args = 1..)]
+    pub listen: Vec<SocketAddr>,
+    /// Peers to connect to; a name may stand for several addresses.
+    #[arg(long = "peer", value_name = "HOST:PORT", num_args = 1..)]
+    pub peers: Vec<PeerAddr>,
+    /// Where trackers come from, besides the torrents.
+    #[command(flatten)]
+    pub trackers: Trackers,
     /// Cap the upload, such as 40MB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub uplink: Option<u64>,
@@ -349,18 +372,24 @@ pub struct Seed {
 /// `ringseed get`.
 #[derive(Args, Clone, Debug)]
 pub struct Get {
-    /// Torrent to fetch.
-    #[arg(value_name = "FILE.torrent")]
+    /// Torrent to fetch: a file, or a magnet link (in quotes: it has an & in it).
+    #[arg(value_name = "FILE.torrent | MAGNET")]
     pub torrent: PathBuf,
     /// Folder that will hold the torrent's root name.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, visible_alias = "dir", value_name = "DIR")]
     pub data: PathBuf,
-    /// Peers to fetch from.
-    #[arg(long = "peer", required = true, value_name = "ADDR", num_args = 1..)]
-    pub peers: Vec<SocketAddr>,
-    /// Address to listen on for other peers.
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Option<SocketAddr>,
+    /// Peers to fetch from; a name may stand for several addresses.
+    #[arg(long = "peer", value_name = "HOST:PORT", num_args = 1..)]
+    pub peers: Vec<PeerAddr>,
+    /// Where trackers come from, besides the torrent.
+    #[command(flatten)]
+    pub trackers: Trackers,
+    /// Fetch these files alone, numbered from 0 without pads, such as 0,2,4-7.
+    #[arg(long, value_name = "LIST", value_parser = FileSelection::parse)]
+    pub select: Option<FileSelection>,
+    /// Addresses to listen on for other peers; [::]:PORT takes IPv4 as well.
+    #[arg(long, value_name = "ADDR", num_args = 1..)]
+    pub listen: Vec<SocketAddr>,
     /// Go on serving when complete, until Ctrl-C.
     #[arg(long)]
     pub seed_after: bool,
@@ -442,6 +471,11 @@ mod tests {
             "ringseed seed era5.torrent b.torrent --data . --listen 127.0.0.1:6881".into(),
             "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 127.0.0.1:6882 --seed-after --listen 127.0.0.1:6883".into(),
             "ringseed get era5.torrent --data out --peer 127.0.0.1:6881 --peer 127.0.0.1:6882".into(),
+            format!("ringseed get magnet:?xt=urn:btmh:1220{hash}&x.pe=[::1]:6881 --data out"),
+            "ringseed get era5.torrent --dir out --select 0,2,4-7 --tracker udp://t.example:6969".into(),
+            "ringseed get era5.torrent --dir out --no-trackers --peer peer.example:6881".into(),
+            "ringseed seed era5.torrent --data . --listen [::]:6881 127.0.0.1:6882 --tracker http://t.example/announce".into(),
+            "ringseed hash era5 -o era5.torrent --tracker udp://t.example:6969".into(),
             "ringseed check era5.torrent --data . --json".into(),
             "ringseed check a.torrent b.torrent torrents --data . --io direct".into(),
             "ringseed hash era5 -o era5.torrent --io mmap".into(),
@@ -458,7 +492,11 @@ mod tests {
             "ringseed hash x -o y --v1 --v2",
             "ringseed up --data /x --synthetic 1MiB",
             "ringseed join 127.0.0.1:7400 --genesis abc --dir d",
-            "ringseed get x.torrent --data d",
+            "ringseed get x.torrent --data d --select 4-1",
+            "ringseed get x.torrent --data d --tracker https://t.example/announce",
+            "ringseed get x.torrent --data d --tracker udp://t:1 --no-trackers",
+            "ringseed get x.torrent --data d --peer nowhere",
+            "ringseed seed x.torrent --data d",
             "ringseed up --uplink 0",
             "ringseed check --data .",
             "ringseed check x.torrent --data . --io fast",

@@ -23,6 +23,7 @@ pub mod offline;
 pub mod preflight;
 pub mod progress;
 pub mod render;
+pub mod sources;
 pub mod units;
 pub mod up;
 

@@ -15,6 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::hashing::{self, Options};
 use crate::interrupt::Interrupt;
 use crate::progress::Reporter;
+use crate::sources;
 use crate::units;
 
 /// Most damaged pieces that are named one by one.
@@ -51,6 +52,8 @@ pub fn hash(args: &cli::Hash, reporter: Reporter) -> Result<Value> {
     let made =
         hashing::make(&found, options, None, &interrupt, |done, total| task.set(done, total));
     let mut metainfo = made?;
+    let tiers = args.trackers.iter().map(|url| vec![url.to_string()]).collect();
+    metainfo.set_announce_tiers(tiers);
     metainfo.set_created_by(Some(format!("ringseed {}", env!("CARGO_PKG_VERSION"))));
     let elapsed = task.elapsed();
     write_whole(&out, &metainfo.encode())?;
@@ -67,6 +70,7 @@ pub fn hash(args: &cli::Hash, reporter: Reporter) -> Result<Value> {
     }
     let mut summary = summary;
     summary["torrent"] = json!(out);
+    summary["magnet"] = json!(sources::link_of(&metainfo, &[]).to_string());
     Ok(summary)
 }
 
@@ -434,7 +438,11 @@ mod tests {
     fn hash_args(dir: &Path, kind: &str) -> cli::Hash {
         cli::Hash {
             path: dir.join("data/t"),
-            out: dir.join(format!("{kind}.torrent")),
+            out: dir.join(format!(
+                "{kind
+            trackers: Vec::new(),
+        }.torrent"
+            )),
             v1: kind == "v1",
             v2: kind == "v2",
             hybrid: kind == "hybrid",

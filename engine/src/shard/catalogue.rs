@@ -50,6 +50,7 @@ impl Row {
             state: ListingState::Cold,
             have_bytes: self.payload_bytes,
             total_bytes: self.payload_bytes,
+            wanted_bytes: self.payload_bytes,
             have_pieces: self.piece_count,
             piece_count: self.piece_count,
             durable_pieces: if self.is_durable { self.piece_count } else { 0 },

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
+use ringseed_core::select::FileSelection;
 use ringseed_sys::dir::DirHandle;
 
 use crate::api::{EngineError, Identity, ListingId, ListingStatus, Place};
@@ -48,6 +49,8 @@ pub struct NewListing {
     pub size_max_bytes: Option<u64>,
     /// Addresses to dial while something is missing.
     pub peers: Vec<SocketAddr>,
+    /// The files that are wanted; all of them if `None`.
+    pub select: Option<FileSelection>,
 }
 
 /// What a shard knows of a listing's metainfo.

@@ -122,7 +122,8 @@ pub(super) struct OpenSpec {
     pub root: Arc<DirHandle>,
     pub path: PathBuf,
     pub mode: OpenMode,
-    pub len_bytes: u64,
+    /// The length that it shall have; `None` leaves it as it is.
+    pub len_bytes: Option<u64>,
 }
 
 /// What a task in flight must remember.
@@ -273,10 +274,10 @@ impl Shard {
         };
         match (result, spec) {
             (Ok((id, len_bytes)), Some(spec)) => {
-                if file.mode == OpenMode::Write && len_bytes != spec.len_bytes {
+                let wanted = spec.len_bytes.filter(|&wanted| wanted != len_bytes);
+                if let Some(len_bytes) = wanted.filter(|_| file.mode == OpenMode::Write) {
                     file.state = FileState::Sizing(id);
                     let flight = self.flights.insert(Flight::Allocate(key));
-                    let len_bytes = spec.len_bytes;
                     self.out.push_back(Op::Allocate { id: flight, file: id, len_bytes });
                 } else {
                     file.state = FileState::Ready(id);

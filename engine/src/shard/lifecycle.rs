@@ -65,7 +65,8 @@ impl Shard {
             }
             identity => (identity, None),
         };
-        let mut active = Active::new(id, &identity, place, root, verify_v1, size_max_bytes);
+        let mut active =
+            Active::new(id, &identity, place, root, verify_v1, size_max_bytes, new.select);
         active.is_fresh = new.is_fresh;
         active.bad_files = new.bad_files;
         active.known_complete = new.known_complete;
@@ -176,7 +177,7 @@ impl Shard {
             active.stored.set(piece);
             active.durable.set(piece);
         }
-        if active.durable.is_full() {
+        if active.is_all(&active.durable) {
             // The empty files were there when it was completed.
             active.are_touches_sent = active.bad_files.is_empty();
         }
@@ -283,6 +284,15 @@ impl Shard {
         }
         self.remove_state_files(active.key);
         self.count_listings();
+        if let Some(metainfo) = &active.metainfo
+            && active.select.is_some()
+            && delete_data
+        {
+            // Its answer is nobody's: what is asked for is the name that follows.
+            let id = self.flights.insert(Flight::RemoveState);
+            let path = super::parts_folder(metainfo.info());
+            self.out.push_back(Op::RemoveTree { id, root: active.root.clone(), path });
+        }
         let name = active.metainfo.as_ref().map(|metainfo| metainfo.info().name().to_owned());
         match name {
             Some(name) if delete_data && active.place.is_owned() => {

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{Geometry, PieceIndex};
 use ringseed_core::magnet::InfoHashes;
-use ringseed_core::metainfo::Metainfo;
+use ringseed_core::metainfo::{Info, Metainfo};
+use ringseed_core::select::FileSelection;
 use ringseed_core::wire::{PeerId, WireId};
 use ringseed_sys::dir::DirHandle;
 
@@ -57,6 +58,15 @@ pub(super) struct Active {
     pub verify_v1: bool,
     pub size_max_bytes: Option<u64>,
     pub stage: Stage,
+    /// The files that are wanted; all of them if `None`.
+    pub select: Option<FileSelection>,
+    /// Whether each file is wanted, once the layout is known; empty when all are.
+    wanted_files: Box<[bool]>,
+    /// Pieces without a byte of a wanted file: never fetched.
+    skipped: Bitfield,
+    /// Verified pieces and skipped ones: what is not to be fetched.
+    pub done: Bitfield,
+    wanted_bytes: u64,
     /// Verified pieces, in memory or on disk.
     pub have: Bitfield,
     /// Of these, written.
@@ -109,6 +119,9 @@ pub(super) struct Active {
 /// Sources remembered of one listing at most; more than its connections.
 const SOURCES_MAX: usize = 256;
 
+/// Beside the torrents' root names, in the folder of a [`Place`].
+const PARTS_DIR: &str = ".ringseed-parts";
+
 /// First wait after a disk error.
 pub(super) const WAIT_MIN: Duration = Duration::from_secs(1);
 /// Longest wait after disk errors.
@@ -123,6 +136,7 @@ impl Active {
         root: Arc<DirHandle>,
         verify_v1: bool,
         size_max_bytes: Option<u64>,
+        select: Option<FileSelection>,
     ) -> Self {
         let key = key_of(identity);
         let mut active = Active {
@@ -137,6 +151,11 @@ impl Active {
             verify_v1,
             size_max_bytes,
             stage: Stage::Metadata,
+            select,
+            wanted_files: Box::default(),
+            skipped: Bitfield::new(0),
+            done: Bitfield::new(0),
+            wanted_bytes: 0,
             have: Bitfield::new(0),
             stored: Bitfield::new(0),
             durable: Bitfield::new(0),
@@ -180,7 +199,7 @@ impl Active {
     /// A cold listing that somebody asks for. It is complete.
     pub fn from_row(row: Row, place: Place, metainfo: Arc<Metainfo>, root: Arc<DirHandle>) -> Self {
         let identity = Identity::Metainfo(metainfo);
-        let mut active = Active::new(row.id, &identity, place, root, row.verify_v1, None);
+        let mut active = Active::new(row.id, &identity, place, root, row.verify_v1, None, None);
         active.set_all_have();
         if !row.is_durable {
             active.durable = Bitfield::new(active.durable.piece_count());
@@ -207,6 +226,9 @@ impl Active {
     /// lies in the state folder.
     pub fn to_row(&self, folders: &mut Folders) -> Option<Row> {
         let metainfo = self.metainfo.as_ref().filter(|_| self.is_complete_told && self.is_kept)?;
+        if !self.have.is_full() {
+            return None; // a part of a torrent stays active: a row stands for all of it
+        }
         // Only what gave something is worth its bytes.
         let sources: Box<[SourceStatus]> =
             self.source_list().into_iter().filter(|source| source.verified_bytes > 0).collect();
@@ -230,6 +252,15 @@ impl Active {
     pub fn set_metainfo(&mut self, metainfo: Arc<Metainfo>) {
         let geometry = Arc::new(metainfo.info().geometry().clone());
         self.have = Bitfield::new(geometry.piece_count());
+        let wanted = self.select.as_ref().map(|select| select.wanted(metainfo.info()));
+        // A selection that does not fit was refused before.
+        self.wanted_files = wanted.and_then(Result::ok).unwrap_or_default().into();
+        self.skipped = skipped_pieces(&geometry, &self.wanted_files);
+        self.done = self.skipped.clone();
+        self.wanted_bytes = match self.skipped.is_empty() {
+            true => geometry.payload_len(),
+            false => self.skipped.iter_missing().map(|piece| payload_of(&geometry, piece)).sum(),
+        };
         self.stored = self.have.clone();
         self.durable = self.have.clone();
         self.requests = Requests::default();
@@ -254,6 +285,7 @@ impl Active {
     /// Counts a piece as verified; says whether it is new.
     pub fn set_have(&mut self, piece: PieceIndex) -> bool {
         let is_new = self.have.set(piece);
+        self.done.set(piece);
         if is_new && let Some(geometry) = &self.geometry {
             self.have_bytes += payload_of(geometry, piece);
         }
@@ -267,6 +299,9 @@ impl Active {
         {
             self.have_bytes -= payload_of(geometry, piece);
         }
+        if !self.skipped.get(piece) {
+            self.done.clear(piece);
+        }
         self.stored.clear(piece);
         self.durable.clear(piece);
         self.is_complete_told = false;
@@ -277,8 +312,31 @@ impl Active {
         let Some(geometry) = &self.geometry else { return };
         self.have = Bitfield::full(geometry.piece_count());
         self.have_bytes = geometry.payload_len();
+        self.done = self.have.clone();
         self.stored = self.have.clone();
         self.durable = self.have.clone();
+    }
+
+    /// Nothing is had any more.
+    pub fn set_none_have(&mut self) {
+        self.have = Bitfield::new(self.have.piece_count());
+        self.have_bytes = 0;
+        self.done = self.skipped.clone();
+    }
+
+    /// Whether these pieces are all that are wanted.
+    pub fn is_all(&self, pieces: &Bitfield) -> bool {
+        if self.skipped.is_empty() {
+            return pieces.is_full();
+        }
+        let mut all = pieces.clone();
+        all.or_with(&self.skipped);
+        all.is_full()
+    }
+
+    /// Whether a file is wanted.
+    pub fn is_wanted_file(&self, file: u32) -> bool {
+        self.wanted_files.is_empty() || self.wanted_files.get(file as usize) == Some(&true)
     }
 
     /// The layout, once it is known.
@@ -291,9 +349,9 @@ impl Active {
         Some((self.geometry.as_deref()?, &mut self.assembler))
     }
 
-    /// Every piece is verified.
+    /// Every piece that is wanted is verified.
     pub fn is_complete(&self) -> bool {
-        self.geometry.is_some() && self.have.is_full()
+        self.geometry.is_some() && self.done.is_full()
     }
 
     /// Bytes are wanted: something is missing and nothing stands in the way.
@@ -308,7 +366,7 @@ impl Active {
 
     /// Something is missing and may be written. Nothing is ever fetched over the user's data.
     pub fn is_wanting(&self) -> bool {
-        self.stage == Stage::Running && !self.have.is_full() && self.place.is_owned()
+        self.stage == Stage::Running && !self.done.is_full() && self.place.is_owned()
     }
 
     /// The name of the v2 view on the wire.
@@ -354,11 +412,15 @@ impl Active {
         self.bad_files.dedup();
     }
 
-    /// Path of a file below the place's folder.
+    /// Path of a file below the place's folder. What wanted pieces bring of a file that is not wanted
+    /// lies apart, so that it never looks like the file.
     pub fn file_path(&self, file: u32) -> Option<PathBuf> {
         let info = self.metainfo.as_ref()?.info();
-        let file = info.geometry().file(file).ok()?;
-        Some(info.file(file).path().as_path().to_path_buf())
+        let index = info.geometry().file(file).ok()?;
+        match self.is_wanted_file(file) {
+            true => Some(info.file(index).path().as_path().to_path_buf()),
+            false => Some(part_path(info, file)),
+        }
     }
 
     /// A peer has shaken hands: what it will give is counted under its name. Beyond
@@ -398,6 +460,7 @@ impl Active {
             state,
             have_bytes: self.have_bytes,
             total_bytes: geometry.map_or(0, |geometry| geometry.payload_len()),
+            wanted_bytes: self.wanted_bytes,
             have_pieces: self.have.count(),
             piece_count: self.have.piece_count(),
             durable_pieces: self.durable.count(),
@@ -407,6 +470,32 @@ impl Active {
             wasted_bytes: self.wasted_bytes,
         }
     }
+}
+
+/// Pieces that hold nothing of a wanted file. Without a list all files are wanted, and a piece of pads
+/// alone is skipped by nobody.
+fn skipped_pieces(geometry: &Geometry, wanted_files: &[bool]) -> Bitfield {
+    let mut skipped = match wanted_files.is_empty() {
+        true => Bitfield::new(geometry.piece_count()),
+        false => Bitfield::full(geometry.piece_count()),
+    };
+    for (file, _) in geometry.files().zip(wanted_files).filter(|(_, wanted)| **wanted) {
+        for piece in geometry.pieces_of_file(file) {
+            skipped.clear(piece);
+        }
+    }
+    skipped
+}
+
+/// Where the bytes of an unwanted file lie that came with a neighbour's piece.
+pub(crate) fn part_path(info: &Info, file: u32) -> PathBuf {
+    parts_folder(info).join(file.to_string())
+}
+
+/// The folder of all such bytes of a torrent.
+pub(crate) fn parts_folder(info: &Info) -> PathBuf {
+    let id = info.wire_ids().last().unwrap_or_default();
+    Path::new(PARTS_DIR).join(crate::api::hex(&id))
 }
 
 /// Bytes of files in a piece.

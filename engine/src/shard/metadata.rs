@@ -172,6 +172,10 @@ impl Shard {
             let error = ListingError::TooLarge { size_bytes, size_max_bytes };
             return self.fail_listing(listing, error);
         }
+        let wanted = active.select.as_ref().map(|select| select.wanted(&info));
+        if let Some(Err(error)) = wanted {
+            return self.fail_listing(listing, ListingError::Selection(error));
+        }
         tracing::debug!(listing = listing.0, bytes = bytes.len(), "info dict is here");
         self.want_layers(listing, Metainfo::from_info(info));
     }

@@ -71,7 +71,7 @@ use hashing::Hashing;
 use journal::JournalFile;
 use leaves::{LeafRead, LeafReads};
 use listing::Active;
-pub(crate) use listing::payload_of;
+pub(crate) use listing::{part_path, parts_folder, payload_of};
 use peer::{Conn, ConnId, Who};
 use receive::RecvFlight;
 use serve::{ReadJob, Reads};

@@ -69,7 +69,7 @@ impl Shard {
             return;
         }
         let Some(geometry) = active.geometry().cloned() else { return };
-        let mut swarm = Swarm::new(geometry, own_id, seed, &active.have);
+        let mut swarm = Swarm::new(geometry, own_id, seed, &active.done);
         if active.dialer.target_count() > 1 {
             swarm.hold_seeds_until(Some(self.now + GATHER_MAX));
         }
@@ -372,7 +372,7 @@ impl Shard {
             }
             let Some(active) = self.active.get_mut(&listing) else { return true };
             if let Some(buf) = buf {
-                active.assembler.begin(&geometry, extent, buf, &active.have);
+                active.assembler.begin(&geometry, extent, buf, &active.done);
                 self.filling += 1;
             }
             self.ask_leaves_ahead(listing, id, block.piece());

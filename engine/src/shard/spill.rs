@@ -145,7 +145,7 @@ impl Shard {
             self.settle_good_piece(listing, piece);
             let Some(active) = self.active.get_mut(&listing) else { return true };
             active.set_have(piece);
-            active.assembler.finish(&geometry, piece, &active.have);
+            active.assembler.finish(&geometry, piece, &active.done);
             for (sender, bytes) in senders {
                 if let Some((_, verified)) = active.sources.get_mut(&sender) {
                     *verified += bytes;

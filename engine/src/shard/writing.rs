@@ -2,7 +2,6 @@
 
 use std::io;
 
-use ringseed_core::bitfield::Bitfield;
 use ringseed_core::geometry::{ExtentIndex, PieceIndex};
 
 use super::cache::ExtentKey;
@@ -38,7 +37,7 @@ impl Shard {
         let holds_data = |extent: &ExtentIndex| geometry.extent_data_len(*extent) > 0;
         let extents = geometry.extents_of_piece(piece).filter(holds_data).count() as u32;
         active.writing.insert(piece.get(), extents);
-        let done = active.assembler.finish(&geometry, piece, &active.have);
+        let done = active.assembler.finish(&geometry, piece, &active.done);
         self.filling -= done.len();
         for filled in done {
             self.store_extent(listing, filled);
@@ -138,6 +137,8 @@ impl Shard {
         let files = metainfo.info().files().enumerate();
         let files: Vec<u32> =
             files.filter(|(_, file)| empty(file)).map(|(at, _)| at as u32).collect();
+        let files: Vec<u32> =
+            files.into_iter().filter(|&file| active.is_wanted_file(file)).collect();
         active.touches_left = files.len() as u32;
         for file in files {
             self.next_job += 1;
@@ -159,8 +160,10 @@ impl Shard {
         let active = self.active.get(&key.listing)?;
         let path = active.file_path(key.file)?;
         let geometry = active.geometry()?;
+        // Of a file that is not wanted only a few bytes come: no room is kept for the rest.
         let len_bytes = geometry.file_len(geometry.file(key.file).ok()?);
-        let is_filled = active.stage == Stage::Running && !active.stored.is_full();
+        let len_bytes = Some(len_bytes).filter(|_| active.is_wanted_file(key.file));
+        let is_filled = active.stage == Stage::Running && !active.is_all(&active.stored);
         let is_written = active.place.is_owned() && (needs_write || is_filled);
         let mode = if is_written { OpenMode::Write } else { OpenMode::Read };
         Some(OpenSpec { root: active.root.clone(), path, mode, len_bytes })
@@ -252,13 +255,13 @@ impl Shard {
             self.send_touches(listing);
             return self.look_whether_complete(listing);
         }
-        if active.durable.is_full() && !active.is_complete_told {
+        if active.is_all(&active.durable) && !active.is_complete_told {
             active.is_complete_told = true;
             tracing::info!(listing = listing.0, bytes = active.have_bytes, "listing complete");
             self.tell(Event::Complete { id: listing });
             self.stamp_listing(listing);
             self.listing_is_whole(listing);
-        } else if active.stored.is_full() && !active.durable.is_full() {
+        } else if active.is_all(&active.stored) && !active.is_all(&active.durable) {
             self.commit.is_urgent = true;
         }
     }
@@ -354,8 +357,7 @@ impl Shard {
         }
         tracing::error!(listing = listing.0, %error, "listing failed");
         active.stage = Stage::Failed(error.clone());
-        active.have = Bitfield::new(active.have.piece_count());
-        active.have_bytes = 0;
+        active.set_none_have();
         active.check = None;
         // What was being filled goes home; a part that is lent does so when its receive ends.
         self.filling -= active.assembler.held_len();

@@ -198,6 +198,7 @@ impl Story<'_> {
             data.as_os_str(),
             "--peer".as_ref(),
             peer.as_ref(),
+            "--no-trackers".as_ref(),
         ];
         let mut process = Process::start("get", &args, &log)?;
         while !process.has_succeeded()? {
