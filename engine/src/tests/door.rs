@@ -103,6 +103,7 @@ impl Hand {
             known_complete: true,
             size_max_bytes: None,
             peers: Vec::new(),
+            select: None,
         };
         hand.command(Command::Add(Box::new(new), answer));
         answers.try_recv().unwrap().unwrap();
