@@ -97,6 +97,9 @@ pub struct HttpAnswer {
     pub body: Vec<u8>,
 }
 
+/// A line without its end, and what follows it.
+type Line<'a> = (Vec<u8>, &'a [u8]);
+
 /// Reads one answer as it arrives. Feed it with [`HttpReader::handle_received`] until an answer comes
 /// out; at the end of the stream call [`HttpReader::handle_end`].
 #[derive(Debug)]
@@ -277,10 +280,7 @@ impl HttpReader {
     }
 
     /// A line between chunks, without its end, and what follows it.
-    fn take_line<'a>(
-        &mut self,
-        bytes: &'a [u8],
-    ) -> Result<Option<(Vec<u8>, &'a [u8])>, ReplyError> {
+    fn take_line<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<Line<'a>>, ReplyError> {
         let end = bytes.iter().position(|&byte| byte == b'\n');
         let taken = end.map_or(bytes.len(), |end| end + 1);
         if self.held.len() + taken > CHUNK_LINE_LEN_MAX {
