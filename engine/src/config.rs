@@ -76,6 +76,9 @@ pub struct Config {
     pub journal_log_bytes_max: u64,
     /// Whether payload goes past the page cache.
     pub direct_io: DirectIo,
+    /// Dial the addresses of a listing also when it is complete, to bring what others lack. A datatrust
+    /// does not: there whoever lacks something dials.
+    pub dials_as_seed: bool,
     /// Seed of every choice that is left to chance. `None` takes one from the system.
     pub seed: Option<u64>,
 }
@@ -147,6 +150,7 @@ impl Config {
             idle_before_cold: IDLE_BEFORE_COLD_DEFAULT,
             journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,
+            dials_as_seed: false,
             seed: None,
         }
     }

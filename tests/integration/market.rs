@@ -348,7 +348,7 @@ fn a_candidate_whose_views_disagree_is_attested_by_nobody() {
     let key = ringseed::keys::load(&liar.dir.join("key")).expect("its key");
     let peer_id = ringseed::datatrust::peer_id(&key.public());
     let mut config = ringseed_engine::Config::new(liar.dir.join("engine"), peer_id);
-    config.listen = Some(liar.payload_addr());
+    config.listen = vec![liar.payload_addr()];
     let (engine, _events) = Engine::start(config).expect("an engine");
     let add = AddListing {
         identity: Identity::Metainfo(forged.clone()),

@@ -12,3 +12,4 @@ pub mod program;
 pub mod scratch;
 pub mod skip;
 pub mod tracker;
+pub mod udp_tracker;

@@ -77,6 +77,11 @@ impl Program {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         std::fs::create_dir_all(logs).expect("log folder");
+        // What a program keeps for its user must not land in the home of whoever runs the tests.
+        let is_state_set = command.get_envs().any(|(name, _)| name == "XDG_STATE_HOME");
+        if !is_state_set {
+            command.env("XDG_STATE_HOME", logs.join("state"));
+        }
         let stdout = logs.join(format!("{serial}.out"));
         let stderr = logs.join(format!("{serial}.err"));
         let child = command

@@ -52,6 +52,7 @@ fn start(
     let peer_id = random_peer_id()?;
     let mut config = Config::new(state_dir, peer_id);
     config.listen = listen.to_vec();
+    config.dials_as_seed = true;
     config.upload_rate_max = uplink;
     config.io_driver = io_driver(driver);
     let (engine, events) = Engine::start(config).map_err(engine_error)?;

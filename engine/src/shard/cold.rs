@@ -90,7 +90,8 @@ impl Shard {
         });
         let is_there = new.bad_files.is_empty() && !new.is_fresh;
         let is_complete = new.known_complete || (is_had && is_there);
-        if !is_complete {
+        let dials = self.config.dials_as_seed && !new.peers.is_empty();
+        if !is_complete || dials || new.select.is_some() {
             return None;
         }
         let (slot, was) = known.map(|known| (known.slot, known.stamp)).unzip();
@@ -254,7 +255,8 @@ impl Shard {
     /// Lets a listing go cold if nobody has asked for it.
     pub(super) fn evict(&mut self, listing: ListingId) {
         let Some(active) = self.active.get(&listing) else { return };
-        let is_busy = !active.conns.is_empty() || active.check.is_some();
+        let dials = self.config.dials_as_seed && active.dialer.target_count() > 0;
+        let is_busy = !active.conns.is_empty() || active.check.is_some() || dials;
         if is_busy || active.stage != Stage::Running {
             // Not complete any more: the timer is set again when it is.
             if active.is_complete_told {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::wire::{Blame, PeerId};
 
 use super::Shard;
+use super::listing::Stage;
 use super::peer::{CloseReason, Conn, Who};
 use super::timers::Timer;
 use crate::api::ListingId;
@@ -19,6 +20,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// the peer is dialling us at that moment; what lies between two tries is time without a source.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
+/// An address where everything is already is looked at again after this time.
+const USELESS_PAUSE: Duration = Duration::from_secs(60);
 /// Addresses of a listing that somebody else named (a tracker), at most: more than its connections, so
 /// that dead ones have successors, and far from a list by which we could be aimed at a victim.
 const FOUND_MAX: usize = 200;
@@ -147,7 +150,9 @@ impl Shard {
     pub(super) fn dial_turn(&mut self, listing: ListingId) {
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
-        if !active.wants_peers() || self.is_stopping {
+        let brings =
+            self.config.dials_as_seed && active.stage == Stage::Running && active.is_complete();
+        if !(active.wants_peers() || brings) || self.is_stopping {
             return;
         }
         let connected: Vec<Who> =
@@ -226,6 +231,8 @@ impl Shard {
                 CloseReason::Link(error) if error.blame() == Blame::Us => {
                     active.dialer.targets.remove(&conn.addr);
                 }
+                // Both have everything: neither will miss the other soon.
+                CloseReason::Useless => target.next_at = now + USELESS_PAUSE,
                 _ if is_hopeless => {
                     active.dialer.targets.remove(&conn.addr);
                 }

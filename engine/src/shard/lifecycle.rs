@@ -244,6 +244,7 @@ impl Shard {
             self.active.get(&listing).is_some_and(|active| !active.sources.is_empty());
         let idle = if is_asked_for { self.config.idle_before_cold } else { Duration::ZERO };
         self.timers.set(self.now + idle, Timer::Evict(listing));
+        self.dial_turn(listing);
     }
 
     fn set_listing_peers(&mut self, listing: ListingId, peers: Vec<std::net::SocketAddr>) {

@@ -148,3 +148,24 @@ fn a_found_peer_gives_everything() {
     leech.wait_complete(id);
     assert_eq!(snapshot(&into), snapshot(&dir.path().join("source")));
 }
+
+/// Whoever cannot be reached by others still serves those that it is told of.
+#[test]
+fn a_seed_dials_whom_it_is_told_of_and_leaves_the_complete_alone() {
+    let (dir, metainfo) = world("seed-dials");
+    let mut leech = Node::start(dir.path(), 2);
+    let into = dir.path().join("into");
+    let id = leech.fetch(&metainfo, &into, &[]);
+    let seed = Node::start_on(dir.path(), 1, IoDriver::Auto, |config| {
+        config.listen = Vec::new();
+        config.dials_as_seed = true;
+    });
+    let place = Place::InPlace(dir.path().join("source"));
+    let add = add_of(&metainfo, place, &[leech.addr()]);
+    seed.engine.add(AddListing { known_complete: true, ..add }).unwrap();
+    leech.wait_complete(id);
+    assert_eq!(snapshot(&into), snapshot(&dir.path().join("source")));
+    std::thread::sleep(Duration::from_millis(600));
+    let peers = (seed.engine.status().peers, leech.engine.status().peers);
+    assert_eq!(peers, (0, 0), "both have everything");
+}

@@ -25,7 +25,7 @@ fn pair(ring: &mut Ring) -> (Arc<OwnedFd>, Arc<OwnedFd>) {
     );
     let addr = net::local_addr(listener.as_fd()).unwrap();
     let accept = ring.start(1, Task::Accept { listener });
-    let socket = Arc::new(net::socket(addr, Blocking::Yes, net::DualStack::No).unwrap());
+    let socket = Arc::new(net::socket(addr, Blocking::Yes).unwrap());
     let deadline = Instant::now() + Duration::from_secs(5);
     ring.start(2, Task::Connect { socket: socket.clone(), addr, deadline });
     let (mut accepted, mut connected) = (None, false);
@@ -144,7 +144,7 @@ fn a_connection_nobody_answers_times_out() {
     let mut open = Vec::new();
     let mut errors = Vec::new();
     for token in 0..4 {
-        let socket = Arc::new(net::socket(addr, Blocking::Yes, net::DualStack::No).unwrap());
+        let socket = Arc::new(net::socket(addr, Blocking::Yes).unwrap());
         let deadline = Instant::now() + Duration::from_millis(60);
         ring.start(token, Task::Connect { socket: socket.clone(), addr, deadline });
         match next(&mut ring).outcome {
