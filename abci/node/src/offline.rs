@@ -438,11 +438,8 @@ mod tests {
     fn hash_args(dir: &Path, kind: &str) -> cli::Hash {
         cli::Hash {
             path: dir.join("data/t"),
-            out: dir.join(format!(
-                "{kind
+            out: dir.join(format!("{kind}.torrent")),
             trackers: Vec::new(),
-        }.torrent"
-            )),
             v1: kind == "v1",
             v2: kind == "v2",
             hybrid: kind == "hybrid",
