@@ -82,7 +82,7 @@ fn parse(body: &[u8]) -> Result<Document<'_>, ReplyError> {
     }
 }
 
-fn refused(root: Value<'_, '_>) -> Result<(), ReplyError> {
+fn refused(root: Value<'_>) -> Result<(), ReplyError> {
     match root.get(b"failure reason") {
         Some(reason) => {
             let reason = shown(reason.as_bytes().unwrap_or(b"no reason given"));
@@ -92,7 +92,7 @@ fn refused(root: Value<'_, '_>) -> Result<(), ReplyError> {
     }
 }
 
-fn counts(of: Value<'_, '_>) -> SwarmCounts {
+fn counts(of: Value<'_>) -> SwarmCounts {
     let count = |key: &[u8]| of.get(key).and_then(|value| u32::try_from(value.as_int()?).ok());
     SwarmCounts {
         seeds: count(b"complete"),
