@@ -150,7 +150,7 @@ fn start(dir: &Path, number: u8) -> Result<(Engine, Receiver<Event>), String> {
     let mut peer_id = *b"-RS0100-bench0000000";
     peer_id[19] = number;
     let mut config = Config::new(dir.join(format!("state-{number}")), peer_id);
-    config.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    config.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
     Engine::start(config).map_err(|error| error.to_string())
 }
 

@@ -234,7 +234,7 @@ impl Shard {
             self.names.remove(&name, listing);
         }
         let identity = Identity::from(hashes_of(&row.key));
-        let mut active = Active::new(listing, &identity, place, root, row.verify_v1, None);
+        let mut active = Active::new(listing, &identity, place, root, row.verify_v1, None, None);
         active.journal_slot = row.journal_slot;
         self.active.insert(listing, active);
         self.learn_names(listing);
