@@ -28,7 +28,13 @@ def session(config):
         ),
     }
     settings.update(config.get("settings", {}))
-    return lt.session(settings)
+    ses = lt.session(settings)
+    if "upload_rate_limit" in config.get("settings", {}):
+        # Peers on private addresses are in a class of their own without limits.
+        classes = lt.ip_filter()
+        classes.add_rule("0.0.0.0", "255.255.255.255", 1)
+        ses.set_peer_class_filter(classes)
+    return ses
 
 
 def add(ses, config):

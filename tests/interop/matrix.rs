@@ -23,7 +23,7 @@ use table::Table;
 const MARKDOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/interop-matrix.md");
 
 /// Cells spend most of their time waiting for a client's timers.
-const CELLS_AT_ONCE: usize = 4;
+const CELLS_AT_ONCE: usize = 8;
 
 const ROWS: [Row; 9] = [
     Row { peer: Peer::Libtorrent, kind: "v1", name: "libtorrent_v1" },

@@ -33,11 +33,11 @@ pub fn seed(
     listen: SocketAddr,
     flags: &[OsString],
 ) -> Program {
-    let mut args: Vec<OsString> = vec!["-v".into(), "seed".into(), torrent.into()];
+    let mut args: Vec<OsString> = vec!["-v".into(), "--json".into(), "seed".into(), torrent.into()];
     args.extend(["--data".into(), folder.into(), "--listen".into(), listen.to_string().into()]);
     args.extend_from_slice(flags);
     let mut seed = Program::start_command(command(home), &args, &home.join("logs"));
-    seed.wait_until("ours to serve", CHECK_MAX, |seed| seed.stderr().contains("serving"));
+    seed.wait_until("ours to serve", CHECK_MAX, |seed| seed.stderr().contains("\"addr\""));
     seed
 }
 

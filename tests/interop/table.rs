@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
@@ -23,23 +23,28 @@ enum Outcome {
 /// Position in the table: the order in which rows were made, then columns.
 type Place = (usize, usize);
 
-static OUTCOMES: Mutex<BTreeMap<Place, Outcome>> = Mutex::new(BTreeMap::new());
-
 /// The matrix under construction.
 #[derive(Debug)]
 pub struct Table {
     columns: Vec<&'static str>,
     rows: Vec<String>,
+    outcomes: Outcomes,
 }
 
-fn record(place: Place, outcome: Outcome) {
-    OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner).insert(place, outcome);
+/// Shared with the cells, which end on threads of their own.
+#[derive(Clone, Debug, Default)]
+struct Outcomes(Arc<Mutex<BTreeMap<Place, Outcome>>>);
+
+impl Outcomes {
+    fn record(&self, place: Place, outcome: Outcome) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, outcome);
+    }
 }
 
 impl Table {
     /// A table with these columns.
     pub fn new(columns: &[&'static str]) -> Table {
-        Table { columns: columns.to_vec(), rows: Vec::new() }
+        Table { columns: columns.to_vec(), rows: Vec::new(), outcomes: Outcomes::default() }
     }
 
     /// Begins a row.
@@ -49,7 +54,7 @@ impl Table {
 
     /// A cell of the current row that can be no test, with the reason.
     pub fn impossible(&mut self, column: usize, reason: &'static str) {
-        record((self.rows.len() - 1, column), Outcome::Impossible(reason));
+        self.outcomes.record((self.rows.len() - 1, column), Outcome::Impossible(reason));
     }
 
     /// A cell of the current row.
@@ -61,20 +66,22 @@ impl Table {
         test: impl FnOnce() -> Result<(), Failed> + Send + 'static,
     ) -> Trial {
         let place = (self.rows.len() - 1, column);
-        record(place, Outcome::Skipped);
+        let outcomes = self.outcomes.clone();
+        outcomes.record(place, Outcome::Skipped);
         trial(name, needs, move || {
             let start = Instant::now();
             let result = catch_unwind(AssertUnwindSafe(test));
             let is_ok = matches!(result, Ok(Ok(())));
             let seconds = start.elapsed().as_secs_f64();
-            record(place, if is_ok { Outcome::Passed { seconds } } else { Outcome::Failed });
+            outcomes
+                .record(place, if is_ok { Outcome::Passed { seconds } } else { Outcome::Failed });
             result.unwrap_or_else(|panic| resume_unwind(panic))
         })
     }
 
     /// The table with its footnotes, as Markdown.
     pub fn markdown(&self) -> String {
-        let outcomes = OUTCOMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcomes = self.outcomes.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut notes: Vec<&str> = Vec::new();
         let mut text = format!("| peer | {} |\n", self.columns.join(" | "));
         text.push_str(&format!("|---|{}\n", "---|".repeat(self.columns.len())));

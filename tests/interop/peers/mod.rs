@@ -244,3 +244,18 @@ pub fn make_torrent(peer: Peer, kind: &str, path: &Path, out: &Path, home: &Path
         Peer::Qbittorrent | Peer::Aria2 => unreachable!("{peer:?} makes no torrents"),
     }
 }
+
+/// Both infohashes of a torrent as libtorrent computes them: a line each, `-` for none.
+///
+/// # Panics
+/// When it fails.
+pub fn infohashes(torrent: &Path, logs: &Path) -> String {
+    let args = [
+        "-W".as_ref(),
+        "ignore".as_ref(),
+        libtorrent::DRIVER.as_ref(),
+        "infohashes".as_ref(),
+        torrent.as_os_str(),
+    ];
+    ringseed_tests::program::run("python3", &args, logs, START_MAX).expect_code(0).stdout
+}

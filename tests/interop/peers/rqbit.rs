@@ -61,7 +61,10 @@ impl Running for Rqbit {
     }
 
     fn have_bytes(&mut self) -> u64 {
-        self.stats()["progress_bytes"].as_u64().unwrap_or(0)
+        let stats = self.stats();
+        // Before that it counts what it has looked at.
+        let is_live = stats["state"] == "live";
+        stats["progress_bytes"].as_u64().filter(|_| is_live).unwrap_or(0)
     }
 
     fn program(&mut self) -> &mut Program {
