@@ -307,15 +307,8 @@ impl Shard {
         let is_meant =
             |piece: &PieceIndex| Unit::of(active, *piece).is_some_and(|unit| unit.has(&request));
         let disputed: Vec<PieceIndex> = pieces.filter(is_meant).collect();
-        if disputed.is_empty() {
-            // Asked for ahead of the data: the piece is judged by its hash.
-            active.blame.wanted.retain(|&(root, index), _| {
-                let unit_layer =
-                    active.metainfo.as_ref().map_or(0, |of| of.info().piece_layer_number());
-                let asked = request.index >> unit_layer.max(UNIT_LAYER);
-                root != request.pieces_root || index != asked
-            });
-        }
+        // Asked for ahead of the data, it stays asked for: the piece is judged by its hash, and a second
+        // request would make the other side hash it from its disk.
         for piece in disputed {
             if !self.ask_next_about(listing, piece) {
                 self.settle_bad_piece(listing, piece, false);
