@@ -142,7 +142,7 @@ impl Config {
             upload_rate_max: None,
             durable: true,
             peers_max: 512,
-            peers_per_listing_max: 64,
+            peers_per_listing_max: 256,
             handshakes_max: 256,
             peers_per_ip_max: 8,
             limit_loopback: false,

@@ -2,6 +2,7 @@
 //! child processes that never outlive their test.
 #![forbid(unsafe_code)]
 
+pub mod attacker;
 pub mod comet;
 pub mod data;
 pub mod http;

@@ -41,6 +41,7 @@ fn start(
     listen: &[SocketAddr],
     uplink: Option<u64>,
     driver: &str,
+    peers_per_ip: Option<u32>,
     reporter: Reporter,
 ) -> Result<(Engine, Receiver<Event>, [u8; 20])> {
     for finding in preflight::machine()? {
@@ -55,6 +56,10 @@ fn start(
     config.dials_as_seed = true;
     config.upload_rate_max = uplink;
     config.io_driver = io_driver(driver);
+    if let Some(peers_per_ip) = peers_per_ip {
+        config.peers_per_ip_max = peers_per_ip;
+        config.limit_loopback = true;
+    }
     let (engine, events) = Engine::start(config).map_err(engine_error)?;
     Ok((engine, events, peer_id))
 }
@@ -77,7 +82,7 @@ fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
         "read_page_cache_bytes": engine.read_page_cache_bytes,
         "read_direct_bytes": engine.read_direct_bytes, "hashed_bytes": engine.hashed_bytes,
         "hash_calls": engine.hash_calls, "hash_messages": engine.hash_messages,
-        "peers": engine.peers, "arena_waits": engine.arena_waits,
+        "peers": engine.peers, "closed": engine.closed, "arena_waits": engine.arena_waits,
         "download_rate": engine.download_rate, "upload_rate": engine.upload_rate,
     });
     if let Some(listing) = listing {
@@ -157,7 +162,7 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
     let mut peers = sources::resolve_named(&args.peers)?;
     peers.extend(sources::resolve_hinted(&wanted.peers, reporter));
     let (engine, events, peer_id) =
-        start(&args.data.join(STATE_DIR), &args.listen, None, &args.io_driver, reporter)?;
+        start(&args.data.join(STATE_DIR), &args.listen, None, &args.io_driver, None, reporter)?;
     let add = AddListing {
         identity: wanted.identity.clone(),
         place: Place::Owned(args.data.clone()),
@@ -391,7 +396,7 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     let peers = sources::resolve_named(&args.peers)?;
     let state = seed_state(&args.data)?;
     let (engine, events, peer_id) =
-        start(&state, &args.listen, args.uplink, &args.io_driver, reporter)?;
+        start(&state, &args.listen, args.uplink, &args.io_driver, args.peers_per_ip, reporter)?;
     let mut ids = Vec::new();
     for metainfo in &torrents {
         let added = engine.add(AddListing {

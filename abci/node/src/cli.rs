@@ -367,6 +367,10 @@ pub struct Seed {
     /// What does the I/O: io_uring, epoll, or whichever the machine allows.
     #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
     pub io_driver: String,
+    /// Connections that one address may make, this machine's own included. Without it an address of
+    /// another machine may make 8, and this machine as many as it likes.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub peers_per_ip: Option<u32>,
 }
 
 /// `ringseed get`.

@@ -80,6 +80,8 @@ pub struct EngineSection {
     pub uplink: String,
     /// Connections at most.
     pub peers_max: u32,
+    /// Connections that one address may make; members and this machine are not counted.
+    pub peers_per_ip_max: u32,
 }
 
 impl Default for EngineSection {
@@ -89,6 +91,7 @@ impl Default for EngineSection {
             arena: "64MiB".to_owned(),
             uplink: String::new(),
             peers_max: 512,
+            peers_per_ip_max: 8,
         }
     }
 }
@@ -261,6 +264,8 @@ insecure_plain = {insecure_plain}
 # uplink = ""
 # Connections at most.
 # peers_max = 512
+# Connections that one address (a /64 in IPv6) may make. Members and this machine are not counted.
+# peers_per_ip_max = 8
 "#,
         name = market.name,
         listen = market.listen,
@@ -305,6 +310,7 @@ mod tests {
         assert_eq!(full.storage.payload, Storage::default().payload);
         assert_eq!(full.storage.reserve, Storage::default().reserve);
         assert_eq!(full.engine.peers_max, EngineSection::default().peers_max);
+        assert_eq!(full.engine.peers_per_ip_max, EngineSection::default().peers_per_ip_max);
         assert_eq!(full.engine.arena, EngineSection::default().arena);
     }
 

@@ -16,14 +16,15 @@ use crate::io::{Op, SockId};
 /// Networks remembered at most. One costs about 100 bytes.
 const NETWORKS_MAX: usize = 4096;
 /// Connections that one network may make: so many at once, so many per second for ever.
-const ARRIVALS: (u32, u32) = (64, 8);
+const ARRIVALS: (u32, u32) = (64, 4);
 /// What a connection that ended by the peer's fault costs its network, in arrivals.
-const OFFENCE_COST: u32 = 8;
+const OFFENCE_COST: u32 = 30;
 /// A connection over which no payload has gone for so long gives way to a newcomer when all places are
 /// taken. Honest peers of a busy node move a block every second or so.
-const USELESS_AFTER: Duration = Duration::from_secs(10);
-/// Lines about strangers: so many at once, so many per second for ever; the rest is counted.
-const LOG_LINES: (u32, u32) = (64, 4);
+const USELESS_AFTER: Duration = Duration::from_secs(5);
+/// Lines about strangers for each kind of end: so many at once, so many per second for ever; the rest is
+/// counted. So a flood of one kind hides no other.
+const LOG_LINES: (u32, u32) = (32, 1);
 
 /// Everything that is known of strangers and their addresses.
 #[derive(Debug)]
@@ -33,8 +34,8 @@ pub(super) struct Door {
     members: BTreeSet<IpAddr>,
     /// Incoming connections that have not shaken hands, the oldest first.
     pending: BTreeSet<ConnId>,
-    log: Tokens,
-    log_suppressed: u64,
+    /// By the code of the reason: lines left, and lines not written since the last one.
+    log: BTreeMap<&'static str, (Tokens, u64)>,
 }
 
 /// What one network does.
@@ -50,13 +51,14 @@ struct Network {
 struct Tokens {
     burst: u32,
     per_second: u32,
-    left: u32,
+    /// Negative is debt: who offends waits longer than who merely comes often.
+    left: i64,
     filled_at: Instant,
 }
 
 impl Tokens {
     fn new((burst, per_second): (u32, u32), now: Instant) -> Self {
-        Tokens { burst, per_second, left: burst, filled_at: now }
+        Tokens { burst, per_second, left: burst.into(), filled_at: now }
     }
 
     fn fill(&mut self, now: Instant) {
@@ -64,16 +66,19 @@ impl Tokens {
         let earned = elapsed * u128::from(self.per_second) / 1000;
         if earned > 0 {
             self.filled_at = now;
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(earned).min(self.burst);
+            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
+            self.left = self.left.saturating_add(earned).min(self.burst.into());
         }
     }
 
-    /// Takes `count`, or what is left of it. False: there was none at all.
+    /// Takes `count`, into debt of at most four bursts. False: there was none at all.
     fn take(&mut self, now: Instant, count: u32) -> bool {
         self.fill(now);
         let has_one = self.left > 0;
-        self.left = self.left.saturating_sub(count);
+        if !has_one && count == 1 {
+            return false;
+        }
+        self.left = (self.left - i64::from(count)).max(-4 * i64::from(self.burst));
         has_one
     }
 }
@@ -96,8 +101,7 @@ impl Door {
             networks: BTreeMap::new(),
             members: BTreeSet::new(),
             pending: BTreeSet::new(),
-            log: Tokens::new(LOG_LINES, now),
-            log_suppressed: 0,
+            log: BTreeMap::new(),
         }
     }
 
@@ -114,7 +118,7 @@ impl Door {
     fn forget_quiet(&mut self, now: Instant) {
         self.networks.retain(|_, network| {
             network.arrivals.fill(now);
-            network.open > 0 || network.arrivals.left < network.arrivals.burst
+            network.open > 0 || network.arrivals.left < i64::from(network.arrivals.burst)
         });
         if self.networks.len() >= NETWORKS_MAX {
             let closed = self.networks.iter().filter(|(_, network)| network.open == 0);
@@ -157,11 +161,13 @@ impl Door {
     }
 
     /// Whether to write a line about a stranger, and how many were not written before it.
-    fn take_line(&mut self, now: Instant) -> Option<u64> {
-        if self.log.take(now, 1) {
-            return Some(std::mem::take(&mut self.log_suppressed));
+    fn take_line(&mut self, code: &'static str, now: Instant) -> Option<u64> {
+        let fresh = || (Tokens::new(LOG_LINES, now), 0);
+        let (lines, suppressed) = self.log.entry(code).or_insert_with(fresh);
+        if lines.take(now, 1) {
+            return Some(std::mem::take(suppressed));
         }
-        self.log_suppressed += 1;
+        *suppressed += 1;
         None
     }
 }
@@ -265,7 +271,7 @@ impl Shard {
             tracing::debug!(code, %addr, ?listing, %reason, "connection closed");
             return;
         }
-        if let Some(suppressed) = self.door.take_line(self.now) {
+        if let Some(suppressed) = self.door.take_line(code, self.now) {
             let peer = peer_id.map(|id| id.escape_ascii().to_string()).unwrap_or_default();
             tracing::warn!(code, %addr, peer, listing, suppressed, %reason, "peer dropped");
         }
@@ -306,15 +312,19 @@ mod tests {
         assert!(door.pending.is_empty());
         assert_eq!(door.open_of(ip("10.0.0.1")), 1);
         let offender = &door.networks[&ip("10.0.0.2")];
-        assert_eq!(offender.arrivals.left, ARRIVALS.0 - OFFENCE_COST);
+        assert_eq!(offender.arrivals.left, i64::from(ARRIVALS.0 - OFFENCE_COST));
     }
 
     #[test]
     fn a_flood_writes_some_lines_and_says_how_many_it_did_not() {
         let now = Instant::now();
         let mut door = Door::new(now);
-        let written = (0..10_000).filter(|_| door.take_line(now).is_some()).count();
+        let written = (0..10_000).filter(|_| door.take_line("idle", now).is_some()).count();
         assert_eq!(written, LOG_LINES.0 as usize);
-        assert_eq!(door.take_line(now + Duration::from_secs(1)), Some(10_000 - written as u64));
+        assert_eq!(
+            door.take_line("idle", now + Duration::from_secs(1)),
+            Some(10_000 - written as u64)
+        );
+        assert_eq!(door.take_line("trickle", now), Some(0), "another kind has lines of its own");
     }
 }

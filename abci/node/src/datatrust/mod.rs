@@ -248,6 +248,7 @@ fn start_engine(
     made.listen = vec![config.market.payload_listen];
     made.upload_rate_max = config.uplink()?;
     made.peers_max = config.engine.peers_max;
+    made.peers_per_ip_max = config.engine.peers_per_ip_max;
     Engine::start(made).map_err(engine_error)
 }
 
@@ -537,6 +538,7 @@ impl Datatrust {
         seen.next_height = want.graves.values().copied().min().unwrap_or(u64::MAX);
         if seen.peers != want.peers {
             seen.peers = want.peers.clone();
+            self.engine.set_members(want.peers.iter().map(|addr| addr.ip()).collect());
             let ids: Vec<_> = self.book().values().filter_map(Entry::id).collect();
             for id in ids {
                 self.engine.set_peers(id, want.peers.clone());

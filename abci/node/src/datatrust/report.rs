@@ -80,7 +80,7 @@ pub(super) fn status(trust: &Datatrust) -> Result<Value> {
             "read_page_cache_bytes": engine.read_page_cache_bytes,
             "read_direct_bytes": engine.read_direct_bytes, "hashed_bytes": engine.hashed_bytes,
         "hash_calls": engine.hash_calls, "hash_messages": engine.hash_messages,
-            "peers": engine.peers, "listings_active": engine.listings_active,
+            "peers": engine.peers, "closed": engine.closed, "listings_active": engine.listings_active,
             "arena_in_use_bytes": engine.arena_in_use_bytes,
             "arena_capacity_bytes": engine.arena_capacity_bytes,
             "arena_waits": engine.arena_waits,

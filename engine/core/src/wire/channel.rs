@@ -41,8 +41,8 @@ const ANSWER_BYTES_MAX: usize = 256 << 10;
 const REPLIES_MAX: usize = 2048;
 /// Messages that neither bring nor ask for anything new (keep-alives, unknown ids, repeated states and
 /// requests, cancels, suggestions): so many at once, so many per second for ever. Every block moved in
-/// either direction earns [`CHATTER_PER_BLOCK`] more, so that a fast transfer may talk as it needs.
-const CHATTER: (u32, u32) = (4096, 100);
+/// either direction, and every answer of ours, earns [`CHATTER_PER_BLOCK`] more, so that a fast transfer may talk as it needs.
+const CHATTER: (u32, u32) = (1024, 100);
 /// See [`CHATTER`].
 const CHATTER_PER_BLOCK: u32 = 2;
 /// Chokes and unchokes of the peer: so many at once, so many per second for ever. Each unchoke makes us
@@ -520,6 +520,7 @@ impl Channel {
 
     /// Answers with a piece of the info dict of `total_len_bytes`.
     pub fn send_metadata_piece(&mut self, index: u32, total_len_bytes: u32, data: &[u8]) {
+        self.chatter.earn(CHATTER_PER_BLOCK);
         self.send_metadata(MetadataMessage::Data { index, total_len_bytes, data });
     }
 
@@ -541,6 +542,7 @@ impl Channel {
 
     /// Answers a hash request: the hashes of the asked layer, then the proof.
     pub fn send_hashes(&mut self, request: HashRequest, hashes: &[[u8; 32]]) {
+        self.chatter.earn(CHATTER_PER_BLOCK);
         self.push_message(&Message::Hashes { request, hashes: hashes.as_flattened() });
     }
 

@@ -197,7 +197,7 @@ fn bitfields_without_news_are_a_flood() {
 fn queues_give_their_memory_back() {
     let mut bench = Bench::asking(&all_blocks());
     let mut said = Vec::new();
-    (0..4000).for_each(|_| said.extend(encoded(&[Message::Suggest(1)])));
+    (0..1000).for_each(|_| said.extend(encoded(&[Message::Suggest(1)])));
     assert_eq!(bench.receive_some(&said, usize::MAX).unwrap(), said.len(), "one receive");
     while bench.link.poll_event().is_some() {}
     let channel = bench.channel();
