@@ -96,7 +96,7 @@ pub(super) fn network_of(ip: IpAddr) -> IpAddr {
 }
 
 impl Door {
-    pub fn new(now: Instant) -> Self {
+    pub fn new() -> Self {
         Door {
             networks: BTreeMap::new(),
             members: BTreeSet::new(),
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn the_table_of_networks_is_bounded_and_keeps_who_is_connected_or_has_offended() {
         let now = Instant::now();
-        let mut door = Door::new(now);
+        let mut door = Door::new();
         door.opened(ConnId(1), ip("10.0.0.1"), now);
         door.settled(ConnId(1), ip("10.0.0.1"));
         door.opened(ConnId(2), ip("10.0.0.2"), now);
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn a_flood_writes_some_lines_and_says_how_many_it_did_not() {
         let now = Instant::now();
-        let mut door = Door::new(now);
+        let mut door = Door::new();
         let written = (0..10_000).filter(|_| door.take_line("idle", now).is_some()).count();
         assert_eq!(written, LOG_LINES.0 as usize);
         assert_eq!(

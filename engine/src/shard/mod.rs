@@ -236,7 +236,7 @@ impl Shard {
             removing: BTreeMap::new(),
             active: BTreeMap::new(),
             conns: BTreeMap::new(),
-            door: Door::new(now),
+            door: Door::new(),
             next_conn: 0,
             touched: BTreeSet::new(),
             strikes: BTreeMap::new(),

@@ -55,7 +55,7 @@ impl Session {
             ..LinkConfig::default()
         };
         let geometry = (!metadata_first).then(geometry);
-        let channel = ChannelConfig { geometry, v2: true, ..ChannelConfig::default() };
+        let channel = ChannelConfig { geometry, v2_id: Some(TORRENT), ..ChannelConfig::default() };
         let link = Link::outgoing(now, config, &[TORRENT], channel);
         Self {
             link,
