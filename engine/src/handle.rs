@@ -171,6 +171,14 @@ impl Engine {
                 return Err(EngineError::Refused(refused));
             }
         }
+        // Before anything is kept of a torrent that is refused.
+        let wanted = match (&identity, &select) {
+            (Identity::Metainfo(metainfo), Some(select)) => {
+                let refused = |error| EngineError::Refused(ListingError::Selection(error));
+                Some(select.wanted(metainfo.info()).map_err(refused)?)
+            }
+            _ => None,
+        };
         // A market names its listings by hash, and whoever offers one is the only one to know it yet:
         // kept before anybody is told, else a restart would have to fetch it from those who ask us.
         let must_last = add.private_to_market && !asked_by_hash;
@@ -202,9 +210,6 @@ impl Engine {
         }
         let LookedAt { is_fresh, bad_files, stamp, changed_ns } = match &identity {
             Identity::Metainfo(metainfo) => {
-                let wanted = select.as_ref().map(|select| select.wanted(metainfo.info()));
-                let refused = |error| EngineError::Refused(ListingError::Selection(error));
-                let wanted = wanted.transpose().map_err(refused)?;
                 let looked = look_at(&root, metainfo);
                 match wanted {
                     Some(wanted) => look_at_part(&root, metainfo, &wanted, looked),

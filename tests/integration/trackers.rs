@@ -161,10 +161,15 @@ fn a_link_fetches_what_it_names_and_selects() {
     let here = format!("{link}&x.pe=[::1]:{port}");
     let all = get(&scratch, &here, &["--select", "0"]).expect_code(0);
     assert_eq!(all.json()["selected"], "0");
-    let mut copy = digest_tree(&scratch.join("copy"));
-    copy.retain(|name, _| !name.starts_with(".ringseed"));
+    let files = |folder: &str| {
+        let mut files = digest_tree(&scratch.join(folder));
+        files.retain(|name, _| !name.starts_with(".ringseed") && !name.ends_with('/'));
+        files
+    };
+    let (copy, count) = (files("copy"), files("source").len());
     assert_eq!(copy.len(), 1, "{copy:?}");
-    let count = digest_tree(&scratch.join("source")).len();
+    let (name, digest) = copy.first_key_value().expect("one file");
+    assert_eq!(files("source").get(name), Some(digest));
     let wrong = get(&scratch, &format!("{here}&so=0,{count}"), &[]).expect_code(2);
     assert!(wrong.stderr.contains(&format!("the torrent has {count}")), "{}", wrong.stderr);
     // By the name of IPv4, by the v1 name alone, everything.
