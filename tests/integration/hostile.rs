@@ -368,8 +368,8 @@ fn honest_peers_keep_their_share_while_others_ask_and_never_read() {
         gone.load(Ordering::Relaxed)
     });
     // A peer that has asked for a queue and takes nothing is gone after a minute.
-    let mut deaf = joined(&seed.target, 40_000);
-    deaf.push(&message(2, &[]));
+    let mut deaf = Raw::greet_deaf(&seed.target, evil(40_000), 40_000).expect("accepted");
+    deaf.push(&[message(15, &[]), message(2, &[])].concat());
     (0..500).for_each(|at| {
         deaf.push(&about_block(6, at / 16, at % 16 * 16_384, 16_384));
     });

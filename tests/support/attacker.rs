@@ -49,6 +49,16 @@ impl Raw {
         Ok(Raw { stream })
     }
 
+    /// Like [`Raw::greet`] with a receive buffer of a few KiB, so that what is not read stays at the sender.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn greet_deaf(target: &Target, from: Ipv4Addr, name: u32) -> std::io::Result<Raw> {
+        let raw = Raw::greet(target, from, name)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&raw.stream, 4096)?;
+        Ok(raw)
+    }
+
     /// Connects and shakes hands, with the fast extension and BEP 10 announced.
     ///
     /// # Errors

@@ -17,8 +17,11 @@ use crate::io::{Op, SockId};
 const NETWORKS_MAX: usize = 4096;
 /// Connections that one network may make: so many at once, so many per second for ever.
 const ARRIVALS: (u32, u32) = (64, 4);
-/// What a connection that ended by the peer's fault costs its network, in arrivals.
-const OFFENCE_COST: u32 = 30;
+/// What a connection that ended by a breach costs its network, in arrivals: half a minute of waiting for
+/// the second one. A crowd that comes back at once would be served a socket buffer each time.
+const BREACH_COST: u32 = 128;
+/// What one costs that was merely slow or in the way: that happens to honest peers, too.
+const SLOWNESS_COST: u32 = 8;
 /// A connection over which no payload has gone for so long gives way to a newcomer when all places are
 /// taken. Honest peers of a busy node move a block every second or so.
 const USELESS_AFTER: Duration = Duration::from_secs(5);
@@ -151,12 +154,14 @@ impl Door {
     }
 
     /// A connection that had come in is gone.
-    pub fn closed(&mut self, id: ConnId, ip: IpAddr, is_offence: bool, now: Instant) {
+    pub fn closed(&mut self, id: ConnId, ip: IpAddr, reason: &CloseReason, now: Instant) {
         self.settled(id, ip);
         let network = self.network(ip, now);
         network.open = network.open.saturating_sub(1);
-        if is_offence {
-            network.arrivals.take(now, OFFENCE_COST);
+        if reason.is_breach() {
+            network.arrivals.take(now, BREACH_COST);
+        } else if reason.is_hostile() {
+            network.arrivals.take(now, SLOWNESS_COST);
         }
     }
 
@@ -301,18 +306,18 @@ mod tests {
         door.opened(ConnId(1), ip("10.0.0.1"), now);
         door.settled(ConnId(1), ip("10.0.0.1"));
         door.opened(ConnId(2), ip("10.0.0.2"), now);
-        door.closed(ConnId(2), ip("10.0.0.2"), true, now);
+        door.closed(ConnId(2), ip("10.0.0.2"), &CloseReason::BadData, now);
         for number in 0..100_000_u32 {
             let stranger = IpAddr::from((0x0b00_0000 + number).to_be_bytes());
             let id = ConnId(u64::from(number) + 10);
             door.opened(id, stranger, now);
-            door.closed(id, stranger, false, now);
+            door.closed(id, stranger, &CloseReason::Gone, now);
         }
         assert!(door.networks.len() <= NETWORKS_MAX, "{}", door.networks.len());
         assert!(door.pending.is_empty());
         assert_eq!(door.open_of(ip("10.0.0.1")), 1);
         let offender = &door.networks[&ip("10.0.0.2")];
-        assert_eq!(offender.arrivals.left, i64::from(ARRIVALS.0 - OFFENCE_COST));
+        assert_eq!(offender.arrivals.left, i64::from(ARRIVALS.0) - i64::from(BREACH_COST));
     }
 
     #[test]

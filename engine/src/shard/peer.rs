@@ -211,6 +211,14 @@ impl CloseReason {
         }
     }
 
+    /// The peer broke a rule.
+    pub fn is_breach(&self) -> bool {
+        match self {
+            CloseReason::Link(error) => error.blame() == Blame::Peer,
+            reason => matches!(reason, CloseReason::BadData),
+        }
+    }
+
     /// The peer did what no honest one does, or took more than its part.
     pub fn is_hostile(&self) -> bool {
         match self {
@@ -327,7 +335,7 @@ impl Shard {
             self.uploads.ended(pinned);
         }
         if !conn.is_dialled {
-            self.door.closed(id, conn.addr.ip(), reason.is_hostile(), self.now);
+            self.door.closed(id, conn.addr.ip(), &reason, self.now);
         }
         let peer_id = conn.peer_id.map(|peer_id| peer_id.0);
         self.tell_closed(conn.addr, conn.listing, peer_id, &reason);
