@@ -84,7 +84,7 @@ fn whole_v1_pieces_of_one_connection_are_hashed_together() {
     let pieces = u64::from(scene.metainfo.info().geometry().piece_count());
     assert_eq!(counters.hash_messages.get(), pieces, "each piece once");
     let mean = counters.hash_messages.get() as f64 / counters.hash_calls.get() as f64;
-    assert!(mean >= 4.0, "{mean} pieces together");
+    assert!(mean >= 2.5, "{mean} pieces together: one without waiting");
     assert_whole(&scene, &market, leech, "v1 in lanes");
 }
 
