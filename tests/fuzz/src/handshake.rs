@@ -30,10 +30,11 @@ const PREFIX: &[u8; 20] = b"\x13BitTorrent protocol";
 /// byte, and never asks for more than the handshake has.
 pub fn run(data: &[u8]) {
     let mut source = Source::new(data);
-    let is_incoming = source.flag();
+    let mode = source.byte();
+    let is_incoming = mode & 1 != 0;
     let cut = 1 + source.below(80);
     let mut sent = source.rest().to_vec();
-    if source.flag() {
+    if mode & 2 != 0 {
         // Past the name, which a fuzzer would have to guess.
         sent.splice(0..0, PREFIX.iter().copied());
     }

@@ -1,7 +1,8 @@
 //! A transaction from a stranger: one spelling, and no effect of what is refused.
 
 use ringseed_ledger::{
-    Addr, DecidedBlock, Delta, PendingNonces, Proof, StateKey, TX_LEN_MAX, Tx, TxBody, TxCode,
+    Addr, DataHash, DecidedBlock, Delta, InfoHashV1, Offer, PendingNonces, Proof, Signature,
+    StateKey, TX_LEN_MAX, Tx, TxBody, TxCode,
 };
 
 use crate::market;
@@ -19,6 +20,14 @@ pub fn run(data: &[u8]) {
     let n = source.below(market::KEYS);
     let nonce = [1, 0, 2, u64::MAX][source.below(4)];
     let until = [50, 0, 1, 10_001, 10_002, u64::MAX][source.below(6)];
+    if source.below(4) == 0 {
+        // A body that no signer here makes: whoever decodes it must see that, before any signature.
+        let (signer, signature) = (market::key(n).public(), Signature([1; 64]));
+        let body = malformed(&mut source);
+        let tx = Tx { signer, nonce, valid_until_height: until, body, signature };
+        check(&tx.to_bytes());
+        return;
+    }
     let body = market::body(&mut source);
     let mut bytes = market::sign(n, nonce, until, body);
     let is_damaged = damage(&mut source, &mut bytes);
@@ -26,6 +35,24 @@ pub fn run(data: &[u8]) {
     if is_damaged {
         assert_ne!(code, Some(TxCode::Ok), "a damaged transaction succeeds");
     }
+}
+
+/// A body with ids in any order, or an offer with any numbers and letters.
+fn malformed(source: &mut Source<'_>) -> TxBody {
+    if source.flag() {
+        let ids = |source: &mut Source<'_>| -> Vec<DataHash> {
+            (0..source.below(4)).map(|_| market::id(source.byte())).collect()
+        };
+        return TxBody::Attest { have: ids(source), withdrawn: ids(source) };
+    }
+    TxBody::Candidate(Offer {
+        infohash_v2: market::id(source.byte()),
+        infohash_v1: InfoHashV1([1; 20]),
+        size_bytes: source.byte().into(),
+        file_count: source.byte().into(),
+        piece_len_log2: source.byte(),
+        name: String::from_utf8_lossy(source.bytes(140)).into_owned(),
+    })
 }
 
 /// What holds for all bytes; the result of the transaction if they are one.
@@ -52,7 +79,7 @@ fn check(bytes: &[u8]) -> Option<TxCode> {
             TxBody::Leave | TxBody::Admit { .. } | TxBody::Remove { .. } => {}
         }
     }
-    let state = market::state();
+    let state = market::first_state();
     let before = state.app_hash();
     let early = state.check_tx(bytes, &PendingNonces::new());
     let txs = vec![bytes.to_vec()];
@@ -70,8 +97,9 @@ fn check(bytes: &[u8]) -> Option<TxCode> {
         assert!(tx.verify(&state.genesis_hash()).is_ok(), "without a signature");
         assert_ne!(outcome.app_hash, before);
     }
-    let keeps = state.prepare(&block);
-    assert_eq!(keeps.len(), usize::from(result.code == TxCode::Ok), "what a proposer keeps");
+    if result.code == TxCode::Ok {
+        assert_eq!(state.prepare(&block).len(), 1, "what a proposer keeps");
+    }
     tx.map(|_| result.code)
 }
 

@@ -48,11 +48,16 @@ pub fn genesis() -> &'static Genesis {
     &GENESIS
 }
 
-/// The state at height 0.
+/// The state at height 0, to be moved on.
 pub fn state() -> State {
+    first_state().clone()
+}
+
+/// The state at height 0.
+pub fn first_state() -> &'static State {
     static STATE: LazyLock<State> =
         LazyLock::new(|| State::from_genesis(genesis()).expect("the rules are known"));
-    STATE.clone()
+    &STATE
 }
 
 /// The identity of number `n`.

@@ -1,7 +1,7 @@
 //! A peer's stream into a session: a link with its channel over a mock store.
 //!
 //! The same bytes go into two links. One gets them cut as the input says, with places that come and
-//! go; the other a byte at a time and never has a place. Whatever the peer does, both must tell
+//! go; the other in small regular cuts and never has a place. Whatever the peer does, both must tell
 //! the same story.
 
 mod mock;
@@ -182,12 +182,12 @@ pub fn run(data: &[u8]) {
         match source.byte() {
             // The peer writes.
             0..=127 => peer.say(&mut source, pair[0].link.channel(ChannelId::STOCK)),
-            // What it wrote arrives: the one in cuts, the other byte by byte.
+            // What it wrote arrives: at the one in any cuts, at the other in short ones.
             128..=175 => {
                 let bytes = peer.arrive(usize::from(source.u16() % 4096));
                 let (cut, nowhere_of) = (1 + source.below(3000), source.byte().into());
                 pair[0].receive(now, &bytes, cut, nowhere_of);
-                pair[1].receive(now, &bytes, 1, 1);
+                pair[1].receive(now, &bytes, 61, 1);
                 compare(&mut pair);
             }
             // We act, the same on both.
