@@ -188,14 +188,13 @@ fn false_numbers_and_bitfields_end_the_connection_at_once() {
         ("empty", message(5, &[])),
         ("too long", message(5, &[&full[..], &[0]].concat())),
         ("a mebibyte", message(5, &vec![0; 1 << 20])),
-        ("twice", [message(5, &vec![0; full.len()]), message(5, &vec![0; full.len()])].concat()),
+        // One that comes late is read as haves (aria2 sends such); again and again it is a flood.
+        ("bitfields again and again", message(5, &vec![0; full.len()]).repeat(5000)),
         ("have-none twice", [message(15, &[]), message(15, &[])].concat()),
         (
             "have-all behind a bitfield",
             [message(5, &vec![0; full.len()]), message(14, &[])].concat(),
         ),
-        ("behind a have", [message(4, &[0; 4]), message(5, &full)].concat()),
-        ("late", [message(2, &[]), message(5, &vec![0; full.len()])].concat()),
         ("have past the end", message(4, &count.to_be_bytes())),
         ("have of 2^32-1", message(4, &[0xff; 4])),
         ("have spam", message(4, &[0; 4]).repeat(3000)),
@@ -216,8 +215,7 @@ fn false_numbers_and_bitfields_end_the_connection_at_once() {
         &[
             Expected { code: "out-of-range", count: 10 },
             Expected { code: "bad-message", count: 3 },
-            Expected { code: "bitfield-twice", count: 4 },
-            Expected { code: "bitfield-late", count: 1 },
+            Expected { code: "bitfield-twice", count: 2 },
             Expected { code: "flood-haves", count: 1 },
         ],
     );
