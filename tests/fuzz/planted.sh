@@ -8,8 +8,10 @@
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 cd "$here/../.."
-target_dir="${FUZZ_TARGET_DIR:-$PWD/target/fuzz}"
-copy="$target_dir/planted-sources" out="$target_dir/planted"
+# Never the folder of run.sh: cargo takes the copy for the same packages and would hand out its crates,
+# planted bugs and all, as fresh.
+target_dir="$PWD/target/fuzz-planted"
+copy="$target_dir/sources" out="$target_dir/found"
 triple="$(rustc -vV | sed -n 's/^host: //p')"
 seconds="${FUZZ_SECONDS:-40}"
 command -v patch >/dev/null || { echo "planted.sh needs patch (apt install patch)"; exit 2; }
@@ -26,12 +28,11 @@ for name in "$@"; do
     patch -d "$copy" -p1 -s --fuzz=2 --no-backup-if-mismatch <"$here/plants/$name.patch" ||
         { echo "plants/$name.patch does not fit any more: plant another bug"; exit 1; }
 done
+# Newer than what was built of other plants.
+find "$copy" -name '*.rs' -exec touch {} +
 [ "$check" = 0 ] || { echo "$# plants fit"; exit 0; }
 
 FUZZ_TARGET_DIR="$target_dir" FUZZ_BUILD_ONLY=1 "$copy/tests/fuzz/run.sh" "$@"
-for name in "$@"; do
-    mv -f "$target_dir/$triple/fuzz/fuzz-${name//_/-}" "$out/"
-done
 
 [ -d /dev/shm ] && [ -w /dev/shm ] && export TMPDIR=/dev/shm
 export ASAN_OPTIONS="detect_leaks=0"
@@ -45,7 +46,7 @@ for name in "$@"; do
     [ -f "$here/dictionaries/$name.dict" ] && dict=(-dict="$here/dictionaries/$name.dict")
     max_len="$(sed -n "s/^$name //p" "$here/targets.txt")"
     began="$(date +%s.%N)"
-    if "$out/fuzz-${name//_/-}" "$work/corpus" -max_total_time="$seconds" -max_len="$max_len" -timeout=10 \
+    if "$target_dir/$triple/fuzz/fuzz-${name//_/-}" "$work/corpus" -max_total_time="$seconds" -max_len="$max_len" -timeout=10 \
         -rss_limit_mb=1024 -use_value_profile=1 -artifact_prefix="$work/" "${dict[@]}" >"$work/log" 2>&1; then
         printf '%-14s NOT FOUND in %s s: %s\n' "$name" "$seconds" "$(head -1 "$here/plants/$name.patch")"
         failed=1
