@@ -102,6 +102,9 @@ impl Bench<'_> {
         if kind == Kind::V1 && programs.has_aria2 {
             who.push(("aria2", Box::new(move || programs.aria2(data).expect("found"))));
         }
+        if kind == Kind::V1 && programs.has_rqbit() {
+            who.push(("rqbit", Box::new(move || programs.rqbit(data).expect("found"))));
+        }
         let medians = self.compare(&shape, data.file_len, &mut who, || data.warm());
         let Some(ours) = medians.first().copied().flatten() else { return };
         let what = format!("check {name}, warm: CPU s/GiB");

@@ -33,6 +33,8 @@ pub struct Programs {
     pub missing: Vec<String>,
     pub has_libtorrent: bool,
     pub has_aria2: bool,
+    /// The program, where it is installed.
+    rqbit: Option<PathBuf>,
     pub has_transmission: bool,
     pub has_fio: bool,
 }
@@ -49,7 +51,14 @@ impl Programs {
                 .status();
             quiet.is_ok_and(|status| status.success())
         };
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/rqbit");
+        let rqbit = [tools, PathBuf::from("rqbit")]
+            .into_iter()
+            .find(|program| runs(&program.to_string_lossy(), &["--version"]));
         let mut missing = Vec::new();
+        if rqbit.is_none() {
+            missing.push("rqbit is not installed: cargo install rqbit".to_owned());
+        }
         let mut has = |name: &str, is_there: bool, how: &str| {
             if !is_there {
                 missing.push(format!("{name} is not installed: {how}"));
@@ -72,8 +81,28 @@ impl Programs {
                 "apt install transmission-cli",
             ),
             has_fio: has("fio", runs("fio", &["--version"]), "apt install fio"),
+            rqbit,
             missing,
         }
+    }
+
+    /// Whether rqbit is there.
+    pub fn has_rqbit(&self) -> bool {
+        self.rqbit.is_some()
+    }
+
+    /// rqbit on a download that is complete: it checks everything before it starts and then has nothing
+    /// to do. Its time includes its start and up to a second of its own polling.
+    pub fn rqbit(&self, data: &Data) -> Option<Result<Turn, String>> {
+        self.rqbit.as_ref().map(|program| {
+            let mut command = Command::new(program);
+            command.args(["--disable-dht", "--disable-lsd", "--disable-trackers", "--ipv4-only"]);
+            command.args(["--disable-tcp-listen", "--disable-upnp-port-forward"]);
+            command.args(["download", "--exit-on-finish", "--overwrite", "--disable-http-api"]);
+            command.arg("-o").arg(&data.dir).arg(data.torrent(Kind::V1));
+            let (turn, output) = run(&mut command)?;
+            complete(output.contains("needed 0"), turn)
+        })
     }
 
     /// `ringseed check` of the long file.
