@@ -159,3 +159,61 @@ impl LinkError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<(LinkError, &'static str, Blame)> {
+        let after = Duration::from_secs(9);
+        let block = RawBlock { piece: 1, begin: 2, len: 3 };
+        let request = HashRequest {
+            pieces_root: [0; 32],
+            base_layer: 0,
+            index: 0,
+            length: 2,
+            proof_layers: 0,
+        };
+        let flood = |what| LinkError::Flood { what };
+        let id = 3;
+        vec![
+            (HandshakeError::OtherProtocol { at: 1 }.into(), "bad-handshake", Blame::Network),
+            (LinkError::WrongTorrent { found: WireId([1; 20]) }, "wrong-torrent", Blame::Peer),
+            (LinkError::SelfConnection, "self-connection", Blame::Us),
+            (LinkError::HandshakeTimeout { after }, "handshake-timeout", Blame::Network),
+            (DecodeError::HashesNotAsked.into(), "bad-message", Blame::Peer),
+            (ExtensionError::WrongLen { id, len_bytes: 9 }.into(), "bad-extension", Blame::Peer),
+            (GeometryError::Empty.into(), "out-of-range", Blame::Peer),
+            (BitfieldError::SpareBits.into(), "bad-bitfield", Blame::Peer),
+            (LinkError::AvailabilityTwice, "bitfield-twice", Blame::Peer),
+            (LinkError::AvailabilityLate, "bitfield-late", Blame::Peer),
+            (LinkError::BlockNotRequested { block }, "unasked-block", Blame::Peer),
+            (LinkError::RejectNotRequested { block }, "unasked-reject", Blame::Peer),
+            (
+                LinkError::HashesNotRequested { request: Box::new(request) },
+                "unasked-hashes",
+                Blame::Peer,
+            ),
+            (flood("requests"), "flood-requests", Blame::Peer),
+            (flood("haves"), "flood-haves", Blame::Peer),
+            (flood("questions"), "flood-questions", Blame::Peer),
+            (flood("chatter"), "flood-chatter", Blame::Peer),
+            (flood("chokes"), "flood-chokes", Blame::Peer),
+            (flood("something new"), "flood", Blame::Peer),
+            (LinkError::Idle { after }, "idle", Blame::Network),
+            (LinkError::Trickle { after }, "trickle", Blame::Network),
+            (LinkError::SendStalled { after }, "send-stalled", Blame::Network),
+        ]
+    }
+
+    /// Operators' filters and the door's penalties hang on these words: they stay what they are.
+    #[test]
+    fn every_end_has_its_own_word_and_one_at_fault() {
+        let mut words = std::collections::BTreeSet::new();
+        for (error, code, blame) in all() {
+            assert_eq!((error.code(), error.blame()), (code, blame), "{error}");
+            assert!(words.insert(code), "{code} stands for two things");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
