@@ -371,6 +371,29 @@ pub struct EngineStatus {
     pub download_rate: u64,
     /// Payload bytes/s sent.
     pub upload_rate: u64,
+    /// Connections that went from the shard that accepted them to the one whose listing they wanted.
+    pub moved_connections: u64,
+    /// What each shard has done, in order; everything above is of all of them.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// What one shard has done since the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Which loop it runs on: `uring` or `epoll`.
+    pub driver: &'static str,
+    /// Payload bytes received.
+    pub payload_received_bytes: u64,
+    /// Payload bytes sent.
+    pub payload_sent_bytes: u64,
+    /// Connections now.
+    pub peers: u64,
+    /// Listings that are its own.
+    pub listings: u64,
+    /// Of these, not cold.
+    pub listings_active: u64,
+    /// Bytes of its part of the arena lent out now.
+    pub arena_in_use_bytes: u64,
 }
 
 /// Lower-case hex for error texts.

@@ -37,6 +37,10 @@ pub enum DirectIo {
 pub struct Config {
     /// The loop that executes operations.
     pub io_driver: IoDriver,
+    /// Threads that each have listings, connections, files, a ring and an equal part of the arena of their
+    /// own. `None` takes one for every two CPUs that the process may use, no more than leave each
+    /// [`ARENA_LEN_BYTES_OF_SHARD`] of the arena, and no more than [`SHARDS_MAX_DEFAULT`].
+    pub shards: Option<u32>,
     /// Bytes of payload buffers in this process; the producer waits when they are all in use.
     /// Pages are touched as needed and reused. At least [`ARENA_LEN_BYTES_MIN`].
     pub arena_len_bytes: usize,
@@ -87,6 +91,16 @@ pub struct Config {
 /// resident memory well under 160 MiB.
 pub const ARENA_LEN_BYTES_DEFAULT: usize = 64 << 20;
 
+/// Part of the arena that a shard has at least when their number is chosen by itself: less makes a fast
+/// connection wait for buffers.
+pub const ARENA_LEN_BYTES_OF_SHARD: usize = 32 << 20;
+
+/// Most shards that are taken without being asked for. Eight move what no single link carries.
+pub const SHARDS_MAX_DEFAULT: u32 = 8;
+
+/// Most shards that may be asked for.
+pub const SHARDS_MAX: u32 = 64;
+
 /// Default of [`Config::idle_before_cold`]: peers that reconnect within it find everything ready.
 pub const IDLE_BEFORE_COLD_DEFAULT: Duration = Duration::from_secs(60);
 
@@ -124,6 +138,20 @@ pub enum ConfigError {
         /// The field.
         name: &'static str,
     },
+    /// Too many shards, or none.
+    #[error("shards is {shards}, it must be between 1 and {SHARDS_MAX}")]
+    Shards {
+        /// What was given.
+        shards: u32,
+    },
+    /// Every shard needs an arena.
+    #[error("arena_len_bytes is {len_bytes}, {shards} shards need {} each", ARENA_LEN_BYTES_MIN)]
+    ShardArena {
+        /// What was given.
+        len_bytes: usize,
+        /// What was given.
+        shards: u32,
+    },
     /// The state folder has no name.
     #[error("state_dir is empty")]
     StateDir,
@@ -135,6 +163,7 @@ impl Config {
     pub fn new(state_dir: impl Into<PathBuf>, peer_id: [u8; 20]) -> Self {
         Config {
             io_driver: IoDriver::Auto,
+            shards: None,
             arena_len_bytes: ARENA_LEN_BYTES_DEFAULT,
             listen: Vec::new(),
             peer_id,
@@ -167,6 +196,15 @@ impl Config {
                 max: ARENA_LEN_BYTES_MAX,
             });
         }
+        if let Some(shards) = self.shards {
+            if !(1..=SHARDS_MAX).contains(&shards) {
+                return Err(ConfigError::Shards { shards });
+            }
+            let len_bytes = self.arena_len_bytes;
+            if len_bytes / (shards as usize) < ARENA_LEN_BYTES_MIN {
+                return Err(ConfigError::ShardArena { len_bytes, shards });
+            }
+        }
         if let Some(rate) = self.upload_rate_max {
             check_upload_rate(rate)?;
         }
@@ -189,6 +227,28 @@ impl Config {
 }
 
 impl Config {
+    /// How many shards there are on a machine where this process may use `cpus` CPUs.
+    ///
+    /// By default one for two: a shard moves and hashes gigabytes per second, and the kernel's half of
+    /// that work, disk threads and consensus want CPUs as well. So a machine of two or three CPUs has one
+    /// shard with the whole arena, and one listing is as fast there as it ever was.
+    pub fn shard_count(&self, cpus: usize) -> usize {
+        let by_arena = self.arena_len_bytes / ARENA_LEN_BYTES_OF_SHARD;
+        let by_default = (cpus / 2).min(by_arena).clamp(1, SHARDS_MAX_DEFAULT as usize);
+        self.shards.map_or(by_default, |shards| shards as usize)
+    }
+
+    /// What one of `shards` shards is given of it: an equal part of what is a shard's own. The bounds of
+    /// connections hold over all shards, which count them together.
+    pub(crate) fn of_shard(&self, shards: usize) -> Config {
+        let part = |all: u32| (all / shards as u32).max(1);
+        Config {
+            arena_len_bytes: self.arena_len_bytes / shards,
+            open_files_max: part(self.open_files_max),
+            ..self.clone()
+        }
+    }
+
     /// The same with no more connections and open files than `descriptors` (of `RLIMIT_NOFILE`) carry, a
     /// tenth of them and a reserve for the rest of the program left over: a listener that runs out of
     /// descriptors serves nobody.
@@ -241,6 +301,23 @@ mod tests {
             assert!(taken <= descriptors * 9 / 10, "{descriptors}: {few:?}");
         }
         assert!(good.within_descriptors(64).peers_max >= 20);
+    }
+
+    #[test]
+    fn shards_follow_the_cpus_and_leave_each_other_an_arena() {
+        let good = Config::new("state", [7; 20]);
+        let shards = |cpus| good.shard_count(cpus);
+        assert_eq!([1, 2, 3, 4, 64].map(shards), [1, 1, 1, 2, 2], "64 MiB are enough for two");
+        let large = Config { arena_len_bytes: 1 << 30, ..good.clone() };
+        assert_eq!([2, 8, 64].map(|cpus| large.shard_count(cpus)), [1, 4, 8]);
+        let asked = Config { shards: Some(4), ..good.clone() };
+        assert_eq!((asked.validate(), asked.shard_count(1)), (Ok(()), 4));
+        let part = asked.of_shard(4);
+        assert_eq!((part.arena_len_bytes, part.open_files_max), (16 << 20, 64));
+        let none = Config { shards: Some(0), ..good.clone() };
+        assert_eq!(none.validate(), Err(ConfigError::Shards { shards: 0 }));
+        let many = Config { shards: Some(5), ..good };
+        assert!(matches!(many.validate(), Err(ConfigError::ShardArena { shards: 5, .. })));
     }
 
     #[test]

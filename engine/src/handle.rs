@@ -1,5 +1,6 @@
-//! The public handle: starts the threads, queues commands, answers questions.
+//! The public handle: starts the shards, queues commands, answers questions.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,12 +21,14 @@ use rustix::fs::FlockOperation;
 
 use crate::api::{
     AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingStatus,
-    Place,
+    Place, ShardStatus,
 };
 use crate::config::Config;
 use crate::io::{self as drivers, DriverConfig, Running};
-use crate::shard::command::{Command, CommandQueue, Counters, KnownMetainfo, NewListing};
-use crate::shard::{Shard, ShardParts, part_path, parts_folder};
+use crate::shard::command::{Command, CommandQueue, Counter, Counters, KnownMetainfo, NewListing};
+use crate::shard::mesh::Mesh;
+use crate::shard::{Shard, ShardParts, key_of, name_of, part_path, parts_folder};
+use crate::store::journal::ListingKey;
 use crate::store::{self, LookedAt, StateDir};
 
 /// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
@@ -36,18 +39,27 @@ pub struct Engine {
 }
 
 struct Inner {
-    queue: Arc<CommandQueue>,
-    counters: Arc<Counters>,
-    arena: Arena,
+    shards: Vec<ShardHandle>,
+    mesh: Arc<Mesh>,
     state: Arc<StateDir>,
-    driver: &'static str,
     local_addrs: Vec<SocketAddr>,
-    next_id: AtomicU64,
+    /// Listings added so far; with the shard that gets it, the number becomes its id.
+    next_number: AtomicU64,
+    /// One at a time looks whether a listing is there and adds it, where several shards might have it.
+    adding: Mutex<()>,
     rates: Mutex<Rates>,
-    thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
     events: std::sync::mpsc::Sender<Event>,
     /// Held for as long as the engine may write to the state folder.
     _lock: File,
+}
+
+/// One shard as its engine sees it.
+struct ShardHandle {
+    queue: Arc<CommandQueue>,
+    counters: Arc<Counters>,
+    arena: Arena,
+    driver: &'static str,
+    thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
 }
 
 /// The last sample that rates were taken from.
@@ -59,9 +71,15 @@ struct Rates {
     upload_rate: u64,
 }
 
+impl Rates {
+    fn new() -> Self {
+        Rates { at: Instant::now(), received: 0, sent: 0, download_rate: 0, upload_rate: 0 }
+    }
+}
+
 impl Engine {
-    /// Opens the state folder, recovers the journal and starts the shard's thread. Events come out of
-    /// the receiver; dropping it is allowed.
+    /// Opens the state folder, recovers the journal and starts the shards, each on a thread of its own.
+    /// Events come out of the receiver; dropping it is allowed.
     ///
     /// # Errors
     /// [`EngineError`] when the configuration, the state folder, the listen address or every driver is
@@ -69,63 +87,78 @@ impl Engine {
     pub fn start(config: Config) -> Result<(Engine, Receiver<Event>), EngineError> {
         config.validate()?;
         let config = config.within_descriptors(ringseed_sys::process::open_files_limit().0);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let shard_count = config.shard_count(cpus);
         let lock = lock_state_dir(&config.state_dir)?;
-        let (state, recovered) = store::open_state_dir(&config.state_dir, config.durable)?;
-        let arena = Arena::new(config.arena_len_bytes).map_err(|source| EngineError::Io {
-            what: "cannot map the arena beside",
-            path: config.state_dir.clone(),
-            source,
-        })?;
+        let (state, mut recovered) = store::open_state_dir(&config.state_dir, config.durable)?;
         let bound = bind_all(&config.listen)?;
-        let (listeners, local_addrs): (Vec<OwnedFd>, Vec<SocketAddr>) = bound.into_iter().unzip();
-        let queue = Arc::new(CommandQueue::default());
-        let counters = Arc::new(Counters::default());
+        let (mut listeners, local_addrs): (Vec<OwnedFd>, Vec<SocketAddr>) =
+            bound.into_iter().unzip();
         let (events, events_out) = channel();
         let state = Arc::new(state);
-        let parts = ShardParts {
-            config: config.clone(),
-            arena: arena.clone(),
-            queue: queue.clone(),
-            counters: counters.clone(),
-            events: events.clone(),
+        let queues: Vec<_> = (0..shard_count).map(|_| Arc::new(CommandQueue::default())).collect();
+        let seed = config.seed.unwrap_or_else(random_seed);
+        let mesh = Mesh::new(
+            queues.clone(),
+            std::mem::take(&mut recovered.recovered),
+            recovered.writer.slots(),
+            seed,
+            config.upload_rate_max,
+        );
+        let mut journal = Some(recovered);
+        let of_shard = config.of_shard(shard_count);
+        let mut inner = Inner {
+            shards: Vec::new(),
+            mesh: mesh.clone(),
             state: state.clone(),
-            recovered,
-            seed: config.seed.unwrap_or_else(random_seed),
-        };
-        let driver_config = DriverConfig {
-            driver: config.io_driver,
-            listeners,
-            arena: Some(arena.clone()),
-            thread_name: "ringseed-0".to_owned(),
-        };
-        let waked = queue.clone();
-        let running = drivers::start(driver_config, move |waker| {
-            let waker = waker.clone();
-            waked.set_waker(Box::new(move || waker.wake()));
-            Shard::new(parts, Instant::now())
-        })
-        .map_err(|error| EngineError::Driver { reason: error.to_string() })?;
-        let Running { driver, detail, thread, .. } = running;
-        tracing::info!(driver, detail, listen = ?local_addrs, state_dir = %config.state_dir.display(), "engine started");
-        let inner = Inner {
-            queue,
-            counters,
-            arena,
-            state,
-            driver,
             local_addrs,
-            next_id: AtomicU64::new(1),
-            rates: Mutex::new(Rates {
-                at: Instant::now(),
-                received: 0,
-                sent: 0,
-                download_rate: 0,
-                upload_rate: 0,
-            }),
-            thread: Mutex::new(Some(thread)),
-            events,
+            next_number: AtomicU64::new(1),
+            adding: Mutex::new(()),
+            rates: Mutex::new(Rates::new()),
+            events: events.clone(),
             _lock: lock,
         };
+        for (index, queue) in queues.into_iter().enumerate() {
+            let arena = Arena::new(of_shard.arena_len_bytes).map_err(|source| EngineError::Io {
+                what: "cannot map the arena beside",
+                path: config.state_dir.clone(),
+                source,
+            })?;
+            let counters = Arc::new(Counters::default());
+            let parts = ShardParts {
+                config: of_shard.clone(),
+                arena: arena.clone(),
+                queue: queue.clone(),
+                counters: counters.clone(),
+                events: events.clone(),
+                state: state.clone(),
+                recovered: journal.take(),
+                mesh: mesh.clone(),
+                index,
+                seed: seed.wrapping_add(index as u64),
+            };
+            let driver_config = DriverConfig {
+                driver: config.io_driver,
+                // The first shard accepts for all: a flood of strangers is its affair alone, and the
+                // bounds of addresses are counted in one place.
+                listeners: std::mem::take(&mut listeners),
+                arena: Some(arena.clone()),
+                thread_name: format!("ringseed-{index}"),
+            };
+            let waked = queue.clone();
+            // What runs already is stopped when this returns early: the handle is dropped.
+            let running = drivers::start(driver_config, move |waker| {
+                let waker = waker.clone();
+                waked.set_waker(Box::new(move || waker.wake()));
+                Shard::new(parts, Instant::now())
+            })
+            .map_err(|error| EngineError::Driver { reason: error.to_string() })?;
+            let Running { driver, detail, thread, .. } = running;
+            tracing::info!(shard = index, driver, detail, "shard started");
+            let thread = Mutex::new(Some(thread));
+            inner.shards.push(ShardHandle { queue, counters, arena, driver, thread });
+        }
+        tracing::info!(shards = shard_count, listen = ?inner.local_addrs, state_dir = %config.state_dir.display(), "engine started");
         Ok((Engine { inner: Arc::new(inner) }, events_out))
     }
 
@@ -218,8 +251,18 @@ impl Engine {
             }
             _ => LookedAt::default(),
         };
+        // One shard looks by itself; of several, any may have it.
+        let mesh = &self.inner.mesh;
+        let _adding = (mesh.shard_count() > 1)
+            .then(|| self.inner.adding.lock().unwrap_or_else(PoisonError::into_inner));
+        let key = key_of(&identity);
+        if let Some(id) = self.inner.find_elsewhere(&key) {
+            return Err(EngineError::Exists { id });
+        }
+        let shard = self.inner.least_filled();
+        let number = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
         let new = NewListing {
-            id: ListingId(self.inner.next_id.fetch_add(1, Ordering::Relaxed)),
+            id: mesh.id_of(shard, number),
             identity,
             asked_by_hash,
             place: add.place,
@@ -235,47 +278,49 @@ impl Engine {
             peers: add.peers,
             select,
         };
-        self.inner.ask(|answer| Command::Add(Box::new(new), answer)).ok_or(EngineError::Stopped)?
+        let command = |answer| Command::Add(Box::new(new), answer);
+        self.inner.ask(shard, command).ok_or(EngineError::Stopped)?
     }
 
     /// Replaces the addresses that the listing is fetched from. Connections that are up stay up.
     pub fn set_peers(&self, id: ListingId, peers: Vec<SocketAddr>) {
-        self.inner.queue.push(Command::SetPeers(id, peers));
+        self.inner.home(id).queue.push(Command::SetPeers(id, peers));
     }
 
     /// Adds addresses that a stranger named, a tracker for one. They are dialled seldom, at most ten in a
     /// second, and forgotten when nobody answers; no more than 200 are kept.
     pub fn add_found_peers(&self, id: ListingId, peers: Vec<SocketAddr>) {
-        self.inner.queue.push(Command::FoundPeers(id, peers));
+        self.inner.home(id).queue.push(Command::FoundPeers(id, peers));
     }
 
     /// Stops a listing and forgets it. With `delete_data` what is [`Place::Owned`] is removed from
     /// disk; [`Place::InPlace`] data is never touched. [`Event::Removed`] follows. An unknown id is
     /// ignored.
     pub fn remove(&self, id: ListingId, delete_data: bool) {
-        self.inner.queue.push(Command::Remove(id, delete_data));
+        self.inner.home(id).queue.push(Command::Remove(id, delete_data));
     }
 
     /// The addresses of the market's members. Their connections are not counted against
     /// [`Config::peers_per_ip_max`]: a member connects once for each listing it wants.
     pub fn set_members(&self, members: Vec<IpAddr>) {
-        self.inner.queue.push(Command::SetMembers(members));
+        self.inner.tell_all(|| Command::SetMembers(members.clone()));
     }
 
     /// `false` chokes every peer and serves no payload, while fetching goes on.
     pub fn set_serving(&self, serving: bool) {
-        self.inner.queue.push(Command::SetServing(serving));
+        self.inner.tell_all(|| Command::SetServing(serving));
     }
 
     /// Caps the payload bytes sent per second; `None` lifts the cap. Rates below one block (16 KiB)
     /// per second are taken as one block per second.
     pub fn set_upload_rate(&self, rate: Option<u64>) {
-        self.inner.queue.push(Command::SetUploadRate(rate));
+        self.inner.tell_all(|| Command::SetUploadRate(rate));
     }
 
     /// The metainfo of a listing; `None` while it is not known, or for an unknown id.
     pub fn metainfo(&self, id: ListingId) -> Option<Arc<Metainfo>> {
-        match self.inner.ask(|answer| Command::Metainfo(id, answer))?? {
+        let home = self.inner.mesh.home_of(id);
+        match self.inner.ask(home, |answer| Command::Metainfo(id, answer))?? {
             KnownMetainfo::Here(metainfo) => Some(metainfo),
             KnownMetainfo::Kept(hashes) => self.inner.state.load_metainfo(hashes).map(Arc::new),
         }
@@ -283,74 +328,143 @@ impl Engine {
 
     /// Where a listing stands; `None` for an unknown id.
     pub fn listing_status(&self, id: ListingId) -> Option<ListingStatus> {
-        self.inner.ask(|answer| Command::Status(id, answer))?
+        self.inner.ask(self.inner.mesh.home_of(id), |answer| Command::Status(id, answer))?
     }
 
-    /// Counters of the whole engine. Does not wait for the shard.
+    /// Counters of the whole engine. Does not wait for the shards.
     pub fn status(&self) -> EngineStatus {
-        let counters = &self.inner.counters;
-        let (download_rate, upload_rate) = self.inner.rates();
+        let inner = &*self.inner;
+        let (download_rate, upload_rate) = inner.rates();
+        let mut closed = BTreeMap::new();
+        for shard in &inner.shards {
+            for (code, count) in shard.counters.closed() {
+                *closed.entry(code).or_default() += count;
+            }
+        }
+        let extents = |count: fn(&Arena) -> usize| {
+            let all: usize = inner.shards.iter().map(|shard| count(&shard.arena)).sum();
+            (all * EXTENT_LEN_BYTES) as u64
+        };
         EngineStatus {
-            driver: self.inner.driver,
-            received_bytes: counters.received_bytes.get(),
-            sent_bytes: counters.sent_bytes.get(),
-            payload_sent_bytes: counters.payload_sent_bytes.get(),
-            payload_verified_bytes: counters.payload_verified_bytes.get(),
-            wasted_bytes: counters.wasted_bytes.get(),
-            stored_bytes: counters.stored_bytes.get(),
-            read_cache_bytes: counters.read_cache_bytes.get(),
-            read_page_cache_bytes: counters.read_page_cache_bytes.get(),
-            read_direct_bytes: counters.read_direct_bytes.get(),
-            hashed_bytes: counters.hashed_bytes.get(),
-            hash_calls: counters.hash_calls.get(),
-            hash_messages: counters.hash_messages.get(),
-            peers: counters.peers.get(),
-            closed: counters.closed(),
-            listings: counters.listings.get(),
-            listings_active: counters.listings_active.get(),
-            arena_in_use_bytes: (self.inner.arena.in_use() * EXTENT_LEN_BYTES) as u64,
-            arena_capacity_bytes: (self.inner.arena.capacity() * EXTENT_LEN_BYTES) as u64,
-            arena_waits: counters.arena_waits.get(),
+            driver: inner.shards[0].driver,
+            received_bytes: inner.sum(|counters| &counters.received_bytes),
+            sent_bytes: inner.sum(|counters| &counters.sent_bytes),
+            payload_sent_bytes: inner.sum(|counters| &counters.payload_sent_bytes),
+            payload_verified_bytes: inner.sum(|counters| &counters.payload_verified_bytes),
+            wasted_bytes: inner.sum(|counters| &counters.wasted_bytes),
+            stored_bytes: inner.sum(|counters| &counters.stored_bytes),
+            read_cache_bytes: inner.sum(|counters| &counters.read_cache_bytes),
+            read_page_cache_bytes: inner.sum(|counters| &counters.read_page_cache_bytes),
+            read_direct_bytes: inner.sum(|counters| &counters.read_direct_bytes),
+            hashed_bytes: inner.sum(|counters| &counters.hashed_bytes),
+            hash_calls: inner.sum(|counters| &counters.hash_calls),
+            hash_messages: inner.sum(|counters| &counters.hash_messages),
+            peers: inner.sum(|counters| &counters.peers),
+            closed,
+            listings: inner.sum(|counters| &counters.listings),
+            listings_active: inner.sum(|counters| &counters.listings_active),
+            arena_in_use_bytes: extents(Arena::in_use),
+            arena_capacity_bytes: extents(Arena::capacity),
+            arena_waits: inner.sum(|counters| &counters.arena_waits),
             download_rate,
             upload_rate,
+            moved_connections: inner.mesh.moved_count(),
+            shards: inner.shards.iter().map(ShardHandle::status).collect(),
         }
     }
 
-    /// Stops: what is verified is written, synced and journalled, connections are closed, the thread
-    /// has ended when this returns. Calling it again does nothing.
+    /// How many shards run.
+    pub fn shard_count(&self) -> usize {
+        self.inner.shards.len()
+    }
+
+    /// Stops: what is verified is written, synced and journalled, connections are closed, the threads
+    /// have ended when this returns. Calling it again does nothing.
     pub fn shutdown(&self) {
         self.inner.stop();
     }
 }
 
+impl ShardHandle {
+    fn has_ended(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    fn status(&self) -> ShardStatus {
+        let counters = &self.counters;
+        ShardStatus {
+            driver: self.driver,
+            payload_received_bytes: counters.payload_received_bytes.get(),
+            payload_sent_bytes: counters.payload_sent_bytes.get(),
+            peers: counters.peers.get(),
+            listings: counters.listings.get(),
+            listings_active: counters.listings_active.get(),
+            arena_in_use_bytes: (self.arena.in_use() * EXTENT_LEN_BYTES) as u64,
+        }
+    }
+}
+
 impl Inner {
-    /// Sends a question and waits for the answer; `None` when the shard has stopped.
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
+    /// Sends a question to a shard and waits for the answer; `None` when it has stopped.
+    fn ask<T>(&self, shard: usize, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
         let (answer, answers) = sync_channel(1);
-        self.queue.push(command(answer));
+        let shard = &self.shards[shard];
+        shard.queue.push(command(answer));
         // A stopped shard never drains the queue, so the sender would wait there for ever: look
         // whether the thread lives between short waits.
         loop {
             match answers.recv_timeout(Duration::from_millis(200)) {
                 Ok(value) => return Some(value),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if self.has_ended() => return None,
+                Err(RecvTimeoutError::Timeout) if shard.has_ended() => return None,
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
-    fn has_ended(&self) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_none_or(JoinHandle::is_finished)
+    fn home(&self, id: ListingId) -> &ShardHandle {
+        &self.shards[self.mesh.home_of(id)]
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        self.shards.iter().for_each(|shard| shard.queue.push(command()));
+    }
+
+    fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
+        self.shards.iter().map(|shard| counter(&shard.counters).get()).sum()
+    }
+
+    /// The listing of an identity in any shard; where there is one shard, it looks when it is asked to add.
+    fn find_elsewhere(&self, key: &ListingKey) -> Option<ListingId> {
+        let candidates = match self.mesh.shard_count() {
+            1 => Vec::new(),
+            _ => self.mesh.find_name(&name_of(key)),
+        };
+        candidates.into_iter().find_map(|candidate| {
+            let home = self.mesh.home_of(candidate);
+            self.ask(home, |answer| Command::Find(*key, answer)).flatten()
+        })
+    }
+
+    /// The shard that gets the next listing: one with fewest of them, in turn.
+    fn least_filled(&self) -> usize {
+        let count = self.shards.len();
+        let turn = self.next_number.load(Ordering::Relaxed) as usize;
+        let in_turn = (0..count).map(|at| (turn + at) % count);
+        in_turn.min_by_key(|&at| self.shards[at].counters.listings.get()).unwrap_or(0)
     }
 
     fn stop(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            self.queue.push(Command::Shutdown);
+        // All at once: the first shard waits for the others by itself, it has their records to write.
+        let take = |shard: &ShardHandle| {
+            let mut thread = shard.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            thread.take().inspect(|_| shard.queue.push(Command::Shutdown))
+        };
+        let threads: Vec<_> = self.shards.iter().map(take).collect();
+        for thread in threads.into_iter().flatten() {
             let error = match thread.join() {
-                Ok(Ok(())) => return,
+                Ok(Ok(())) => continue,
                 Ok(Err(error)) => format!("the I/O driver failed: {error}"),
                 Err(_) => "the shard's thread panicked".to_owned(),
             };
@@ -373,8 +487,8 @@ impl Inner {
         let now = Instant::now();
         let elapsed = now.duration_since(rates.at);
         if elapsed >= Duration::from_secs(1) {
-            let received = self.counters.payload_received_bytes.get();
-            let sent = self.counters.payload_sent_bytes.get();
+            let received = self.sum(|counters| &counters.payload_received_bytes);
+            let sent = self.sum(|counters| &counters.payload_sent_bytes);
             let per_second = |bytes: u64| (bytes as f64 / elapsed.as_secs_f64()) as u64;
             rates.download_rate = per_second(received - rates.received);
             rates.upload_rate = per_second(sent - rates.sent);

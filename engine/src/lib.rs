@@ -23,10 +23,10 @@ mod tests;
 
 pub use api::{
     AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingState,
-    ListingStatus, Place, SourceStatus, WaitReason,
+    ListingStatus, Place, ShardStatus, SourceStatus, WaitReason,
 };
 pub use config::{
-    ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, Config, ConfigError,
-    DirectIo, IoDriver,
+    ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, ARENA_LEN_BYTES_OF_SHARD,
+    Config, ConfigError, DirectIo, IoDriver, SHARDS_MAX, SHARDS_MAX_DEFAULT,
 };
 pub use handle::Engine;

@@ -1,6 +1,7 @@
 //! Shards in the simulated world of [`io::sim`](crate::io::sim): virtual network, virtual disks,
 //! virtual time, every chance from one seed. For the tests of this crate and of those above it.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
@@ -14,7 +15,9 @@ use ringseed_sys::dir::DirHandle;
 use crate::api::{AddListing, Event, Identity, ListingId, ListingStatus, Place};
 use crate::config::Config;
 use crate::io::sim::{Crash, SimConfig, World};
+use crate::io::{Completion, Machine, Ops};
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::mesh::Mesh;
 use crate::shard::{Shard, ShardParts};
 use crate::store::files::{self, name_of};
 use crate::store::{self, FileKind, LookedAt, RecoveredState, StateDir};
@@ -25,7 +28,7 @@ const ARENA_LEN_BYTES: usize = 16 << 20;
 /// Shards in a simulated world.
 pub struct SimMarket {
     /// The world, to break it.
-    pub world: World<Shard>,
+    pub world: World<ShardSet>,
     nodes: Vec<SimNode>,
     scratch: PathBuf,
     next_listing: u64,
@@ -33,13 +36,89 @@ pub struct SimMarket {
     pub journal_log_bytes_max: u64,
     /// What the last start read of its journal, in bytes.
     pub replayed_bytes: u64,
+    /// Shards of nodes that are started from now on.
+    pub shards: usize,
 }
 
 struct SimNode {
-    queue: Arc<CommandQueue>,
-    counters: Arc<Counters>,
+    queues: Vec<Arc<CommandQueue>>,
+    counters: Vec<Arc<Counters>>,
+    mesh: Arc<Mesh>,
     events: Receiver<Event>,
     life: u64,
+}
+
+/// The shards of a simulated node, run as one machine: in a world of one thread each has its turn. What is
+/// said of a shard without naming it is said of the first.
+pub struct ShardSet {
+    shards: Vec<Shard>,
+    mesh: Arc<Mesh>,
+}
+
+impl Deref for ShardSet {
+    type Target = Shard;
+
+    fn deref(&self) -> &Shard {
+        &self.shards[0]
+    }
+}
+
+impl DerefMut for ShardSet {
+    fn deref_mut(&mut self) -> &mut Shard {
+        &mut self.shards[0]
+    }
+}
+
+impl ShardSet {
+    /// All of them, in order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+}
+
+impl Machine for ShardSet {
+    fn handle(&mut self, mut completion: Completion, now: Instant) {
+        let count = self.shards.len() as u64;
+        let shard = (completion.id.0 % count) as usize;
+        completion.id.0 /= count;
+        self.shards[shard].handle(completion, now);
+    }
+
+    fn poll(&mut self, ops: &mut Ops, now: Instant) {
+        let count = self.shards.len() as u64;
+        loop {
+            for (at, shard) in self.shards.iter_mut().enumerate() {
+                if self.mesh.has_mail(at) {
+                    shard.handle_wake(now);
+                }
+                if shard.is_stopped() {
+                    continue;
+                }
+                let before = ops.len();
+                shard.poll(ops, now);
+                for op in ops.range_mut(before..) {
+                    if let Some(id) = op.id_mut() {
+                        id.0 = id.0 * count + at as u64;
+                    }
+                }
+            }
+            if !(0..self.shards.len()).any(|at| self.mesh.has_mail(at)) {
+                return;
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.shards.iter().filter_map(Machine::poll_timeout).min()
+    }
+
+    fn handle_wake(&mut self, now: Instant) {
+        self.shards.iter_mut().for_each(|shard| shard.handle_wake(now));
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shards.iter().all(Machine::is_stopped)
+    }
 }
 
 impl SimMarket {
@@ -56,6 +135,7 @@ impl SimMarket {
             next_listing: 1,
             journal_log_bytes_max: crate::config::JOURNAL_LOG_BYTES_MAX_DEFAULT,
             replayed_bytes: 0,
+            shards: 1,
         }
     }
 
@@ -133,7 +213,9 @@ impl SimMarket {
             }
         }
         let LookedAt { is_fresh, bad_files, stamp, changed_ns } = found;
-        let id = ListingId(self.next_listing);
+        let mesh = self.nodes[node].mesh.clone();
+        let home = self.next_listing as usize % mesh.shard_count();
+        let id = mesh.id_of(home, self.next_listing);
         self.next_listing += 1;
         let new = NewListing {
             id,
@@ -153,21 +235,27 @@ impl SimMarket {
             select: None,
         };
         let (answer, answers) = sync_channel(1);
-        self.nodes[node].queue.push(Command::Add(Box::new(new), answer));
+        self.nodes[node].queues[home].push(Command::Add(Box::new(new), answer));
         self.world.run_for(Duration::ZERO);
         answers.try_recv().expect("a running node answers").expect("the listing is accepted")
     }
 
-    /// Gives a node a command.
+    /// Gives a node's first shard a command.
     pub fn command(&mut self, node: usize, command: Command) {
-        self.nodes[node].queue.push(command);
+        self.command_shard(node, 0, command);
+    }
+
+    /// Gives a shard of a node a command.
+    pub fn command_shard(&mut self, node: usize, shard: usize, command: Command) {
+        self.nodes[node].queues[shard].push(command);
         self.world.run_for(Duration::ZERO);
     }
 
     /// Where a listing of a node stands.
     pub fn status(&mut self, node: usize, id: ListingId) -> Option<ListingStatus> {
         let (answer, answers) = sync_channel(1);
-        self.command(node, Command::Status(id, answer));
+        let home = self.nodes[node].mesh.home_of(id);
+        self.command_shard(node, home, Command::Status(id, answer));
         answers.try_recv().ok().flatten()
     }
 
@@ -176,9 +264,19 @@ impl SimMarket {
         self.nodes[node].events.try_iter().collect()
     }
 
-    /// A node's counters; they begin anew with each life.
+    /// The counters of a node's first shard; they begin anew with each life.
     pub fn counters(&self, node: usize) -> &Counters {
+        &self.nodes[node].counters[0]
+    }
+
+    /// The counters of a node's shards.
+    pub fn counters_of_shards(&self, node: usize) -> &[Arc<Counters>] {
         &self.nodes[node].counters
+    }
+
+    /// What the shards of a node share.
+    pub fn mesh(&self, node: usize) -> &Mesh {
+        &self.nodes[node].mesh
     }
 
     /// Runs until a node tells that a listing is complete; false when that takes longer than `limit`.
@@ -213,30 +311,45 @@ impl SimMarket {
         }
         self.replayed_bytes = found.log_bytes + found.checkpoint_bytes;
         let name = name_of(FileKind::Log, found.generation);
-        let (recovered, header) = RecoveredState::begin(found);
+        let (mut recovered, header) = RecoveredState::begin(found);
         self.world
             .place_file(node, &config.state_dir, Path::new(&name), header)
             .expect("room for a journal");
-        let queue = Arc::new(CommandQueue::default());
-        let waker = self.world.waker(node);
-        queue.set_waker(Box::new(move || waker.wake()));
-        let counters = Arc::new(Counters::default());
+        let queues: Vec<_> = (0..self.shards).map(|_| Arc::new(CommandQueue::default())).collect();
+        for queue in &queues {
+            let waker = self.world.waker(node);
+            queue.set_waker(Box::new(move || waker.wake()));
+        }
         let (events, events_out) = channel();
         let seed = (node as u64) << 32 | life;
-        let arena = Arena::new(config.arena_len_bytes).expect("address space for an arena");
-        let parts = ShardParts {
-            config,
-            arena,
-            queue: queue.clone(),
-            counters: counters.clone(),
-            events,
-            state: Arc::new(state),
-            recovered,
+        let mesh = Mesh::new(
+            queues.clone(),
+            std::mem::take(&mut recovered.recovered),
+            recovered.writer.slots(),
             seed,
-        };
+            config.upload_rate_max,
+        );
+        let (mut journal, state) = (Some(recovered), Arc::new(state));
         let now: Instant = self.world.now();
-        self.world.run_machine(node, Shard::new(parts, now));
-        let sim = SimNode { queue, counters, events: events_out, life };
+        let (mut shards, mut counters) = (Vec::new(), Vec::new());
+        for (index, queue) in queues.iter().enumerate() {
+            counters.push(Arc::new(Counters::default()));
+            let parts = ShardParts {
+                config: config.clone(),
+                arena: Arena::new(config.arena_len_bytes).expect("address space for an arena"),
+                queue: queue.clone(),
+                counters: counters[index].clone(),
+                events: events.clone(),
+                state: state.clone(),
+                recovered: journal.take(),
+                mesh: mesh.clone(),
+                index,
+                seed: seed.wrapping_add((index as u64) << 48),
+            };
+            shards.push(Shard::new(parts, now));
+        }
+        self.world.run_machine(node, ShardSet { shards, mesh: mesh.clone() });
+        let sim = SimNode { queues, counters, mesh, events: events_out, life };
         if node < self.nodes.len() {
             self.nodes[node] = sim;
         } else {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use ringseed_core::metainfo::Metainfo;
 use ringseed_core::select::FileSelection;
 use ringseed_engine::{
-    AddListing, Config, Engine, EngineError, EngineStatus, Event, Identity, ListingError,
-    ListingId, ListingState, ListingStatus, Place,
+    ARENA_LEN_BYTES_MIN, AddListing, Config, Engine, EngineError, EngineStatus, Event, Identity,
+    ListingError, ListingId, ListingState, ListingStatus, Place, ShardStatus,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -41,6 +41,7 @@ fn start(
     listen: &[SocketAddr],
     uplink: Option<u64>,
     driver: &str,
+    shards: Option<u32>,
     peers_per_ip: Option<u32>,
     reporter: Reporter,
 ) -> Result<(Engine, Receiver<Event>, [u8; 20])> {
@@ -56,6 +57,10 @@ fn start(
     config.dials_as_seed = true;
     config.upload_rate_max = uplink;
     config.io_driver = io_driver(driver);
+    config.shards = shards;
+    // Each of them needs an arena; what is asked for is given.
+    let arena_len_bytes = shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_MIN;
+    config.arena_len_bytes = config.arena_len_bytes.max(arena_len_bytes);
     if let Some(peers_per_ip) = peers_per_ip {
         config.peers_per_ip_max = peers_per_ip;
         config.limit_loopback = true;
@@ -71,6 +76,19 @@ fn random_peer_id() -> Result<[u8; 20]> {
     Ok(id)
 }
 
+/// What each shard of an engine has done, in order.
+pub(crate) fn shards_json(engine: &EngineStatus) -> Value {
+    let shard = |shard: &ShardStatus| {
+        json!({
+            "driver": shard.driver, "payload_received_bytes": shard.payload_received_bytes,
+            "payload_sent_bytes": shard.payload_sent_bytes, "peers": shard.peers,
+            "listings": shard.listings, "listings_active": shard.listings_active,
+            "arena_in_use_bytes": shard.arena_in_use_bytes,
+        })
+    };
+    engine.shards.iter().map(shard).collect()
+}
+
 /// The counters of an engine and one listing, as `seed` and `get` print them.
 fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
     let mut value = json!({
@@ -84,6 +102,7 @@ fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
         "hash_calls": engine.hash_calls, "hash_messages": engine.hash_messages,
         "peers": engine.peers, "closed": engine.closed, "arena_waits": engine.arena_waits,
         "download_rate": engine.download_rate, "upload_rate": engine.upload_rate,
+        "moved_connections": engine.moved_connections, "shards": shards_json(engine),
     });
     if let Some(listing) = listing {
         value["have_bytes"] = json!(listing.have_bytes);
@@ -161,8 +180,15 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
     }
     let mut peers = sources::resolve_named(&args.peers)?;
     peers.extend(sources::resolve_hinted(&wanted.peers, reporter));
-    let (engine, events, peer_id) =
-        start(&args.data.join(STATE_DIR), &args.listen, None, &args.io_driver, None, reporter)?;
+    let (engine, events, peer_id) = start(
+        &args.data.join(STATE_DIR),
+        &args.listen,
+        None,
+        &args.io_driver,
+        args.shards,
+        None,
+        reporter,
+    )?;
     let add = AddListing {
         identity: wanted.identity.clone(),
         place: Place::Owned(args.data.clone()),
@@ -395,8 +421,15 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     torrents.iter().for_each(|metainfo| say_notes(metainfo, reporter));
     let peers = sources::resolve_named(&args.peers)?;
     let state = seed_state(&args.data)?;
-    let (engine, events, peer_id) =
-        start(&state, &args.listen, args.uplink, &args.io_driver, args.peers_per_ip, reporter)?;
+    let (engine, events, peer_id) = start(
+        &state,
+        &args.listen,
+        args.uplink,
+        &args.io_driver,
+        args.shards,
+        args.peers_per_ip,
+        reporter,
+    )?;
     let mut ids = Vec::new();
     for metainfo in &torrents {
         let added = engine.add(AddListing {

@@ -367,6 +367,9 @@ pub struct Seed {
     /// What does the I/O: io_uring, epoll, or whichever the machine allows.
     #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
     pub io_driver: String,
+    /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub shards: Option<u32>,
     /// Connections that one address may make, this machine's own included. Without it an address of
     /// another machine may make 8, and this machine as many as it likes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -400,6 +403,9 @@ pub struct Get {
     /// What does the I/O: io_uring, epoll, or whichever the machine allows.
     #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
     pub io_driver: String,
+    /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub shards: Option<u32>,
     /// End when this process ends (used by `up`).
     #[arg(long, value_name = "PID", hide = true)]
     pub with_parent: Option<u32>,

@@ -74,6 +74,8 @@ impl Default for Storage {
 pub struct EngineSection {
     /// `auto`, `uring` or `epoll`.
     pub driver: String,
+    /// Threads that share the listings; 0: by the machine.
+    pub shards: u32,
     /// Payload buffers of this process.
     pub arena: String,
     /// Upload cap such as `40MB/s`; empty: none.
@@ -88,6 +90,7 @@ impl Default for EngineSection {
     fn default() -> Self {
         EngineSection {
             driver: "auto".to_owned(),
+            shards: 0,
             arena: "64MiB".to_owned(),
             uplink: String::new(),
             peers_max: 512,
@@ -258,6 +261,9 @@ insecure_plain = {insecure_plain}
 [engine]
 # "auto" takes io_uring where the kernel allows it, else epoll; "uring" or "epoll" insist.
 # driver = "auto"
+# Threads that share the listings, each with 16 MiB of the arena at least. 0: one for two CPUs, each with
+# 32 MiB at least.
+# shards = 0
 # Payload buffers of this process: touched as needed, never more.
 # arena = "64MiB"
 # Upload cap, such as "40MB/s". Empty: none.
@@ -312,6 +318,7 @@ mod tests {
         assert_eq!(full.engine.peers_max, EngineSection::default().peers_max);
         assert_eq!(full.engine.peers_per_ip_max, EngineSection::default().peers_per_ip_max);
         assert_eq!(full.engine.arena, EngineSection::default().arena);
+        assert_eq!(full.engine.shards, EngineSection::default().shards);
     }
 
     #[test]

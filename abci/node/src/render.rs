@@ -165,8 +165,9 @@ pub fn status(status: &Value) -> String {
     line(
         "engine",
         format!(
-            "{}  in {}  out {}  {} peers{serving}",
+            "{} with {}  in {}  out {}  {} peers{serving}",
             text(engine, "driver"),
+            units::count(engine["shards"].as_array().map_or(0, Vec::len) as u64, "shard"),
             units::rate(number(engine, "download_rate")),
             units::rate(number(engine, "upload_rate")),
             number(engine, "peers")

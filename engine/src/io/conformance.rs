@@ -100,6 +100,7 @@ impl Machine for Relay {
 fn id_of(op: &Op) -> Option<OpId> {
     match op {
         Op::Connect { id, .. } | Op::PollIn { id, .. } | Op::Recv { id, .. } => Some(*id),
+        Op::Detach { id, .. } | Op::Attach { id, .. } => Some(*id),
         Op::Send { id, .. } | Op::Open { id, .. } | Op::Read { id, .. } => Some(*id),
         Op::Write { id, .. } | Op::WriteSmall { id, .. } | Op::Sync { id, .. } => Some(*id),
         Op::Allocate { id, .. } | Op::RemoveTree { id, .. } | Op::Aside { id, .. } => Some(*id),
@@ -193,6 +194,7 @@ macro_rules! suite {
         mod $driver {
             use super::*;
             suite!(@ $make, sockets: bytes_are_gathered_scattered_and_polled_for);
+            suite!(@ $make, sockets: a_socket_moves_with_what_it_holds);
             suite!(@ $make, sockets: closing_ends_what_is_in_flight);
             suite!(@ $make, sockets: a_peer_that_closes_is_seen);
             suite!(@ $make, sockets: refused_and_closed_tell_their_errors);
@@ -227,6 +229,7 @@ fn the_simulation_keeps_the_contract_whatever_the_seed() {
         config.socket_buffer_bytes = if seed % 2 == 0 { 256 * 1024 } else { 6000 };
         let mut bench = Bench::new(Box::new(super::sim::tests::sim_rig(config)));
         sockets::bytes_are_gathered_scattered_and_polled_for(&mut bench);
+        sockets::a_socket_moves_with_what_it_holds(&mut bench);
         sockets::closing_ends_what_is_in_flight(&mut bench);
         sockets::a_peer_that_closes_is_seen(&mut bench);
         sockets::refused_and_closed_tell_their_errors(&mut bench);

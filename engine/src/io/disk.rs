@@ -299,6 +299,8 @@ pub(super) fn refuse(op: Op, error: io::Error) -> Option<Completion> {
         Op::PollIn { id, .. } => (id, Done::Readable(Err(error))),
         Op::Recv { id, buf, .. } => (id, Done::Received(Err(error), buf)),
         Op::Send { id, buf, .. } => (id, Done::Sent(Err(error), buf)),
+        Op::Detach { id, .. } => (id, Done::Detached(Err(error))),
+        Op::Attach { id, .. } => (id, Done::Attached(Err(error))),
         Op::Open { id, .. } => (id, Done::Opened(Err(error))),
         Op::Read { id, buf, .. } => (id, Done::Read(Err(error), buf)),
         Op::Write { id, buf, .. } => (id, Done::Written(Err(error), buf)),

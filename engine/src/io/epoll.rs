@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 
 use super::disk::{DiskPool, Files, Job, canceled, refuse};
 use super::{
-    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, Op, OpId, Ops, RecvBuf, SendBuf, SockId,
+    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, MovedSockKind, Op, OpId, Ops,
+    RecvBuf, SendBuf, SockId,
 };
 
 /// Events taken per call.
@@ -256,6 +257,14 @@ impl EpollDriver {
                 }
                 None => self.refuse(Op::Send { id, sock, buf }, canceled()),
             },
+            Op::Detach { id, sock } => {
+                let result = self.detach(sock);
+                self.done.push_back(Completion { id, done: Done::Detached(result) });
+            }
+            Op::Attach { id, moved } => {
+                let result = self.attach(moved);
+                self.done.push_back(Completion { id, done: Done::Attached(result) });
+            }
             Op::Close { sock } => {
                 if let Some(socket) = self.sockets.remove(&sock) {
                     socket.cancel(&mut self.done);
@@ -330,6 +339,26 @@ impl EpollDriver {
         }
         self.sockets.insert(sock, socket);
         Ok(())
+    }
+
+    fn detach(&mut self, sock: SockId) -> io::Result<MovedSock> {
+        let socket = self.sockets.remove(&sock).ok_or_else(canceled)?;
+        debug_assert!(socket.reads.is_empty() && socket.sends.is_empty(), "work in flight");
+        // It stays open, so that this epoll would go on telling of it.
+        epoll::delete(&self.epoll, &socket.fd)?;
+        Ok(MovedSock(MovedSockKind::Fd(socket.fd)))
+    }
+
+    fn attach(&mut self, moved: MovedSock) -> io::Result<SockId> {
+        let MovedSock(MovedSockKind::Fd(fd)) = moved else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let sock = SockId(self.next_sock);
+        watch(&self.epoll, fd.as_fd(), sock)?;
+        self.next_sock += 1;
+        self.sockets.insert(sock, Socket::new(fd));
+        Ok(sock)
     }
 
     fn end_connect(&mut self, sock: SockId, result: io::Result<()>) {

@@ -18,6 +18,7 @@ mod uring;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,17 @@ pub struct OpId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SockId(pub u64);
 
+/// A socket on its way from one driver to another. Dropped on the way, it is closed.
+#[derive(Debug)]
+pub struct MovedSock(MovedSockKind);
+
+#[derive(Debug)]
+enum MovedSockKind {
+    Fd(OwnedFd),
+    /// Of a simulated world: a connection and a side of it. The world closes what its node loses.
+    Sim(u64, usize),
+}
+
 /// A file that the driver holds for the shard. Never reused within a driver's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
@@ -81,6 +93,11 @@ pub enum Op {
     Recv { id: OpId, sock: SockId, buf: RecvBuf },
     /// Sends everything; answers [`Done::Sent`].
     Send { id: OpId, sock: SockId, buf: SendBuf },
+    /// Gives the socket up, so that another shard's driver can take it; answers [`Done::Detached`].
+    /// Nothing may be in flight on it.
+    Detach { id: OpId, sock: SockId },
+    /// Takes a socket that another shard's driver has given up; answers [`Done::Attached`].
+    Attach { id: OpId, moved: MovedSock },
     /// Closes. What is in flight on the socket completes with `ECANCELED`. No completion of its own.
     Close { sock: SockId },
     /// Opens `path` beneath `root` (`openat2`, no symlinks, never outside); answers [`Done::Opened`].
@@ -202,6 +219,10 @@ pub enum Done {
     Accepted { sock: SockId, peer: SocketAddr },
     /// Answer to [`Op::Connect`].
     Connected(io::Result<SockId>),
+    /// Answer to [`Op::Detach`].
+    Detached(io::Result<MovedSock>),
+    /// Answer to [`Op::Attach`].
+    Attached(io::Result<SockId>),
     /// Answer to [`Op::PollIn`].
     Readable(io::Result<()>),
     /// Answer to [`Op::Recv`]: bytes filled (0: the peer closed), and the buffer back.
@@ -224,6 +245,29 @@ pub enum Done {
     Removed(io::Result<u64>),
     /// Answer to [`Op::Aside`].
     Aside(AsideDone),
+}
+
+impl Op {
+    /// The name of the operation, for whoever runs several machines as one.
+    pub(crate) fn id_mut(&mut self) -> Option<&mut OpId> {
+        match self {
+            Op::Connect { id, .. }
+            | Op::PollIn { id, .. }
+            | Op::Recv { id, .. }
+            | Op::Send { id, .. }
+            | Op::Detach { id, .. }
+            | Op::Attach { id, .. }
+            | Op::Open { id, .. }
+            | Op::Read { id, .. }
+            | Op::Write { id, .. }
+            | Op::WriteSmall { id, .. }
+            | Op::Sync { id, .. }
+            | Op::Allocate { id, .. }
+            | Op::RemoveTree { id, .. }
+            | Op::Aside { id, .. } => Some(id),
+            Op::Close { .. } | Op::CloseFile { .. } => None,
+        }
+    }
 }
 
 /// One finished operation.

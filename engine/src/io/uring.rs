@@ -14,7 +14,10 @@ use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket};
 use ringseed_sys::wake::Waker;
 
 use super::disk::{DiskPool, Files, Job, canceled, refuse};
-use super::{ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, Op, OpId, Ops, SockId};
+use super::{
+    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, MovedSockKind, Op, OpId, Ops,
+    SockId,
+};
 
 /// Submissions that fit into one call. More than a turn starts with thousands of peers cost one more
 /// call and nothing else.
@@ -186,6 +189,14 @@ impl UringDriver {
                 Some(socket) => self.start_on_sock(id, sock, Task::Send { socket, buf }),
                 None => self.refuse(Op::Send { id, sock, buf }, canceled()),
             },
+            Op::Detach { id, sock } => {
+                let result = self.detach(sock);
+                self.done.push_back(Completion { id, done: Done::Detached(result) });
+            }
+            Op::Attach { id, moved } => {
+                let result = self.attach(moved);
+                self.done.push_back(Completion { id, done: Done::Attached(result) });
+            }
             Op::Close { sock } => {
                 if let Some(socket) = self.sockets.remove(&sock) {
                     for (_, ticket) in socket.in_flight {
@@ -347,6 +358,26 @@ impl UringDriver {
         let Ok(peer) = net::peer_addr(fd.as_fd()) else { return };
         let sock = self.insert_socket(Arc::new(fd));
         self.done.push_back(Completion { id: OpId(0), done: Done::Accepted { sock, peer } });
+    }
+
+    fn detach(&mut self, sock: SockId) -> io::Result<MovedSock> {
+        let socket = self.sockets.remove(&sock).ok_or_else(canceled)?;
+        debug_assert!(socket.in_flight.is_empty(), "given up with work in flight");
+        // An operation that has just ended may still hold it for a moment.
+        let fd = match Arc::try_unwrap(socket.fd) {
+            Ok(fd) => fd,
+            Err(shared) => shared.try_clone()?,
+        };
+        Ok(MovedSock(MovedSockKind::Fd(fd)))
+    }
+
+    fn attach(&mut self, moved: MovedSock) -> io::Result<SockId> {
+        let MovedSock(MovedSockKind::Fd(fd)) = moved else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // A ring wants sockets that wait, see `Blocking`; the driver it comes from may be another kind.
+        rustix::io::ioctl_fionbio(&fd, false)?;
+        Ok(self.insert_socket(Arc::new(fd)))
     }
 
     fn insert_socket(&mut self, fd: Arc<OwnedFd>) -> SockId {

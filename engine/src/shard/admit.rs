@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Shard;
+use super::mesh::Fault;
 use super::peer::{CloseReason, ConnId};
 use crate::api::ListingId;
 use crate::io::{Op, SockId};
@@ -156,13 +157,19 @@ impl Door {
     /// A connection that had come in is gone.
     pub fn closed(&mut self, id: ConnId, ip: IpAddr, reason: &CloseReason, now: Instant) {
         self.settled(id, ip);
+        self.left(ip, Fault::of(reason), now);
+    }
+
+    /// A connection that had come in and been moved to another shard is gone.
+    pub fn left(&mut self, ip: IpAddr, fault: Fault, now: Instant) {
         let network = self.network(ip, now);
         network.open = network.open.saturating_sub(1);
-        if reason.is_breach() {
-            network.arrivals.take(now, BREACH_COST);
-        } else if reason.is_hostile() {
-            network.arrivals.take(now, SLOWNESS_COST);
-        }
+        let cost = match fault {
+            Fault::Breach => BREACH_COST,
+            Fault::Slow => SLOWNESS_COST,
+            Fault::None => return,
+        };
+        network.arrivals.take(now, cost);
     }
 
     /// Whether to write a line about a stranger, and how many were not written before it.
@@ -197,8 +204,8 @@ impl Shard {
         if self.door.pending.len() >= self.config.handshakes_max as usize {
             self.crowd_out();
         }
-        let is_full = self.conns.len() >= self.config.peers_max as usize;
-        if is_full && !self.displace_one(None) {
+        if self.is_full() && !self.displace_one(None) {
+            self.displace_elsewhere();
             return Err(CloseReason::Full);
         }
         Ok(())

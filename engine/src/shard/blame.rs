@@ -502,8 +502,14 @@ impl Shard {
         self.banned.insert(who, self.now + BAN);
         if is_news {
             tracing::warn!(%addr, reason, "peer banned");
+            self.ban_everywhere(who);
             self.tell(Event::PeerBanned { addr, peer_id: peer_id.0, reason });
         }
+        self.close_conns_of(who);
+    }
+
+    /// Closes every connection of a peer that is banned.
+    pub(super) fn close_conns_of(&mut self, who: Who) {
         let of_peer = |(&id, conn): (&ConnId, &Conn)| (conn.who() == Some(who)).then_some(id);
         let conns: Vec<ConnId> = self.conns.iter().filter_map(of_peer).collect();
         for id in conns {

@@ -63,7 +63,7 @@ impl Row {
 }
 
 /// The name on the wire that a key stands for (BEP 52: the first 20 bytes of the v2 hash).
-pub(super) fn name_of(key: &ListingKey) -> WireId {
+pub(crate) fn name_of(key: &ListingKey) -> WireId {
     WireId(*key.as_bytes().first_chunk().expect("a hash has 20 bytes"))
 }
 

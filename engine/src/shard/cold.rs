@@ -83,7 +83,9 @@ impl Shard {
         let is_it = |known: &RecoveredListing| {
             known.is_of(geometry.total_len(), count, checks_v1, new.place.folder())
         };
-        let known = self.recovered.listings.get(&key).filter(|known| is_it(known));
+        let mesh = self.seat.mesh.clone();
+        let mut recovered = mesh.recovered();
+        let known = recovered.listings.get(&key).filter(|known| is_it(known));
         let is_had = known.is_some_and(|known| {
             let is_same = known.stamp.is_none_or(|was| new.stamp == Some(was));
             is_same && known.have.count() == count && known.suspect.is_empty()
@@ -95,7 +97,8 @@ impl Shard {
             return None;
         }
         let (slot, was) = known.map(|known| (known.slot, known.stamp)).unzip();
-        self.recovered.listings.remove(&key);
+        recovered.listings.remove(&key);
+        drop(recovered);
         let id = new.id;
         let writer = self.commit.writer();
         let slot = slot.unwrap_or_else(|| {
@@ -125,6 +128,7 @@ impl Shard {
         };
         for name in wire_ids_of(&new.identity) {
             self.names.insert(&name, id);
+            self.seat.mesh.learn_name(&name, id);
         }
         self.rows.put(row);
         self.count_listings();
@@ -232,6 +236,7 @@ impl Shard {
         self.folders.release(row.place);
         for name in row.wire_ids() {
             self.names.remove(&name, listing);
+            self.seat.mesh.forget_name(&name, listing);
         }
         let identity = Identity::from(hashes_of(&row.key));
         let mut active = Active::new(listing, &identity, place, root, row.verify_v1, None, None);
@@ -248,6 +253,7 @@ impl Shard {
         for name in &active.wire_ids {
             if !self.names.find(name).any(|id| id == listing) {
                 self.names.insert(name, listing);
+                self.seat.mesh.learn_name(name, listing);
             }
         }
     }
@@ -292,6 +298,7 @@ impl Shard {
         self.folders.release(row.place);
         for name in row.wire_ids() {
             self.names.remove(&name, listing);
+            self.seat.mesh.forget_name(&name, listing);
         }
         self.commit.forget(listing);
         if let Some(slot) = row.journal_slot {

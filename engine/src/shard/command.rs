@@ -13,7 +13,7 @@ use ringseed_core::select::FileSelection;
 use ringseed_sys::dir::DirHandle;
 
 use crate::api::{EngineError, Identity, ListingId, ListingStatus, Place};
-use crate::store::journal::Stamp;
+use crate::store::journal::{ListingKey, Stamp};
 
 /// A listing as the handle prepared it: everything that needs the file system by name is done.
 #[derive(Debug)]
@@ -81,6 +81,8 @@ pub enum Command {
     SetUploadRate(Option<u64>),
     /// Ask for the metainfo.
     Metainfo(ListingId, SyncSender<Option<KnownMetainfo>>),
+    /// Ask for the listing of an identity.
+    Find(ListingKey, SyncSender<Option<ListingId>>),
     /// Ask for a listing's status.
     Status(ListingId, SyncSender<Option<ListingStatus>>),
     /// Flush and stop.
@@ -103,6 +105,11 @@ impl CommandQueue {
     /// Queues a command and wakes the shard.
     pub fn push(&self, command: Command) {
         self.lock().push_back(command);
+        self.wake();
+    }
+
+    /// Makes the shard look at what waits for it.
+    pub(super) fn wake(&self) {
         if let Some(wake) = self.waker.get() {
             wake();
         }

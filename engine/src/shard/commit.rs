@@ -130,6 +130,10 @@ impl Shard {
     /// Takes the next steps of the batch and of the journal.
     pub(super) fn pump_commit(&mut self) {
         self.start_batch();
+        if matches!(self.commit.phase, Phase::Idle) && self.commit.journal.is_waited_for() {
+            // Nothing of this shard: other shards wait for a sync behind their records.
+            self.commit.phase = Phase::Journal { pieces: Pieces::new() };
+        }
         self.pump_journal();
     }
 

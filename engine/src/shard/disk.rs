@@ -10,19 +10,22 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ringseed_sys::arena::{Extent, ExtentMut};
+use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 use ringseed_sys::dir::DirHandle;
 
 use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{FileId, Op, OpenMode, ReadPath};
 
-/// Operations in flight at most. Depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
+/// Operations in flight at most, over all shards, each of which has its part: a device does not know how
+/// many there are. Depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
 const OPS_IN_FLIGHT_MAX: usize = 32;
 /// Of these, for checking: a check never keeps the foreground waiting for more than a few reads.
 const CHECK_OPS_IN_FLIGHT_MAX: usize = 8;
 /// Bytes in flight at most.
 const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
+/// What every shard may have in flight however many there are: one transfer while the next is prepared.
+const OPS_IN_FLIGHT_MIN: usize = 2;
 
 /// A file of a listing; the number counts pads, as the geometry does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -168,16 +171,18 @@ impl Shard {
 
     /// Starts queued tasks as far as the budgets go.
     pub(super) fn pump_disk(&mut self) {
+        let shards = self.seat.mesh.shard_count();
+        let part = |max: usize| (max / shards).max(OPS_IN_FLIGHT_MIN);
+        let bytes_max = BYTES_IN_FLIGHT_MAX / shards as u64;
+        let bytes_max = bytes_max.max((OPS_IN_FLIGHT_MIN * EXTENT_LEN_BYTES) as u64);
         loop {
             let disk = &mut self.disk;
-            if disk.ops_in_flight >= OPS_IN_FLIGHT_MAX
-                || disk.bytes_in_flight >= BYTES_IN_FLIGHT_MAX
-            {
+            if disk.ops_in_flight >= part(OPS_IN_FLIGHT_MAX) || disk.bytes_in_flight >= bytes_max {
                 return;
             }
             let task = match disk.foreground.pop_front() {
                 Some(task) => task,
-                None if disk.check_in_flight < CHECK_OPS_IN_FLIGHT_MAX => {
+                None if disk.check_in_flight < part(CHECK_OPS_IN_FLIGHT_MAX) => {
                     match disk.check.pop_front() {
                         Some(task) => task,
                         None => return,

@@ -5,13 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::commit::Phase;
+use super::commit::{Phase, Pieces};
+use super::mesh::{FIRST, Message};
 use super::timers::Timer;
 use super::{Flight, Shard};
 use crate::api::{Event, ListingId};
 use crate::io::{Aside, AsideDone, FileId, Op, OpenMode};
 use crate::store::files::name_of;
-use crate::store::journal::{JournalSlot, JournalWriter};
+use crate::store::journal::{JournalSlot, JournalSlots, JournalWriter, Record};
 use crate::store::{FileKind, LOG_RESERVE_BYTES, RecoveredState};
 
 /// How long after a failed journal write the same bytes are tried again.
@@ -45,6 +46,12 @@ pub(super) struct JournalFile {
     /// Broken: nothing is claimed any more.
     pub is_lost: bool,
     checkpoint: Checkpoint,
+    /// Other shards that wait for their records to be durable, each with its ticket; and those of them
+    /// whose records the sync in flight covers.
+    tickets: Vec<(usize, u64)>,
+    syncing_tickets: Vec<(usize, u64)>,
+    /// Where another shard has the journal: the last ticket that was drawn.
+    ticket: u64,
 }
 
 /// What has to end before the next write.
@@ -78,6 +85,20 @@ impl JournalFile {
     /// Goes on from what a start has found.
     pub fn new(state: RecoveredState) -> Self {
         let RecoveredState { writer, log_bytes, checkpoint_bytes, wants_checkpoint, .. } = state;
+        Self::with(writer, log_bytes, checkpoint_bytes, wants_checkpoint)
+    }
+
+    /// The journal is another shard's: records are collected for it.
+    pub fn of_another(slots: JournalSlots) -> Self {
+        Self::with(JournalWriter::collecting(slots), 0, 0, false)
+    }
+
+    fn with(
+        writer: JournalWriter,
+        log_bytes: u64,
+        checkpoint_bytes: u64,
+        wants_checkpoint: bool,
+    ) -> Self {
         let unsynced_at = writer.log_len();
         JournalFile {
             generation: writer.generation(),
@@ -100,12 +121,22 @@ impl JournalFile {
                 replaces: None,
                 retry_at: None,
             },
+            tickets: Vec::new(),
+            syncing_tickets: Vec::new(),
+            ticket: 0,
         }
+    }
+
+    /// Another shard waits for its records to be durable.
+    pub fn is_waited_for(&self) -> bool {
+        !self.tickets.is_empty() && !self.is_lost
     }
 
     /// Every record is written.
     pub fn is_written(&self) -> bool {
-        self.in_flight.is_none() && !self.writer.has_pending() && self.step == Step::Append
+        let is_waited_for = !self.tickets.is_empty() || !self.syncing_tickets.is_empty();
+        let is_out = self.in_flight.is_none() && !self.writer.has_pending();
+        is_out && !is_waited_for && self.step == Step::Append
     }
 
     /// The last write or opening failed, and the next try is not yet due.
@@ -127,6 +158,9 @@ impl JournalFile {
 impl Shard {
     /// Writes pending records, one write at a time, and syncs behind a batch.
     pub(super) fn pump_journal(&mut self) {
+        if self.seat.index != FIRST {
+            return self.hand_records_on();
+        }
         let is_syncing = matches!(self.commit.phase, Phase::Sync { .. });
         let journal = &mut self.commit.journal;
         if journal.is_lost || matches!(journal.step, Step::Opening | Step::Sealing) {
@@ -254,6 +288,8 @@ impl Shard {
         };
         self.commit.phase = Phase::Sync { pieces };
         let journal = &mut self.commit.journal;
+        // Their records came before this moment, and everything that has come is written.
+        journal.syncing_tickets.append(&mut journal.tickets);
         journal.syncing_to = journal.unsynced_at + journal.unsynced.len() as u64;
         if self.config.durable {
             let id = self.flights.insert(Flight::SyncJournal);
@@ -323,6 +359,8 @@ impl Shard {
         };
         if let Err(error) = result {
             self.commit.phase = Phase::Journal { pieces };
+            let journal = &mut self.commit.journal;
+            journal.tickets.append(&mut journal.syncing_tickets);
             self.journal_sync_failed(&error);
             return;
         }
@@ -331,8 +369,53 @@ impl Shard {
         journal.unsynced.drain(..covered.min(journal.unsynced.len()));
         journal.unsynced_at = journal.syncing_to;
         journal.failures = 0;
+        for (shard, ticket) in std::mem::take(&mut journal.syncing_tickets) {
+            self.send_message(shard, Message::Recorded { ticket });
+        }
+        self.batch_is_durable(pieces);
+    }
+
+    fn batch_is_durable(&mut self, pieces: Pieces) {
         for (listing, runs) in pieces {
             self.pieces_are_durable(listing, &runs);
+        }
+    }
+
+    /// Gives the shard that has the journal what was collected here. A batch waits until that shard says
+    /// that everything up to it is durable.
+    fn hand_records_on(&mut self) {
+        let journal = &mut self.commit.journal;
+        if journal.is_lost {
+            return;
+        }
+        let records = journal.writer.take_collected();
+        let mut ticket = None;
+        if let Phase::Journal { pieces } = &mut self.commit.phase {
+            journal.ticket += 1;
+            ticket = Some(journal.ticket);
+            self.commit.phase = Phase::Sync { pieces: std::mem::take(pieces) };
+        }
+        if ticket.is_some() || !records.is_empty() {
+            let from = self.seat.index;
+            self.send_message(FIRST, Message::Records { from, records, ticket });
+        }
+    }
+
+    /// Another shard's records go into the journal behind all that it sent before.
+    pub(super) fn take_records(&mut self, from: usize, records: &[Record], ticket: Option<u64>) {
+        let journal = &mut self.commit.journal;
+        if journal.is_lost {
+            return self.send_message(from, Message::JournalLost);
+        }
+        journal.writer.append_all(records);
+        journal.tickets.extend(ticket.map(|ticket| (from, ticket)));
+    }
+
+    /// The shard that has the journal says that everything up to a ticket is durable.
+    pub(super) fn records_are_durable(&mut self, ticket: u64) {
+        assert_eq!(ticket, self.commit.journal.ticket, "one batch is on its way at a time");
+        if let Phase::Sync { pieces } = std::mem::replace(&mut self.commit.phase, Phase::Idle) {
+            self.batch_is_durable(pieces);
         }
     }
 
@@ -352,6 +435,8 @@ impl Shard {
     fn lose_journal(&mut self, error: &io::Error) {
         self.commit.journal.is_lost = true;
         tracing::error!(%error, "journal lost, nothing more is claimed");
+        self.commit.journal.tickets.clear();
+        self.send_to_others(|| Message::JournalLost);
         let error = format!("journal in {}: {error}", self.config.state_dir.display());
         self.tell(Event::Fatal { error });
     }

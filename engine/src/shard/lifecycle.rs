@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ringseed_core::geometry::PieceIndex;
 
+use super::catalogue::name_of;
 use super::command::{Command, NewListing};
 use super::listing::{Active, Stage, key_of};
 use super::peer::{CloseReason, ConnId};
@@ -28,12 +29,15 @@ impl Shard {
             Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),
             Command::SetUploadRate(rate) => {
-                self.bucket = super::Bucket::new(rate);
+                self.seat.mesh.set_upload_rate(rate);
                 let ids: Vec<ConnId> = self.conns.keys().copied().collect();
                 ids.into_iter().for_each(|id| self.queue_upload(id));
             }
             Command::Metainfo(listing, answer) => {
                 let _ = answer.send(self.known_metainfo(listing));
+            }
+            Command::Find(key, answer) => {
+                let _ = answer.send(self.find_key(&key));
             }
             Command::Status(listing, answer) => {
                 let active = self.active.get(&listing).map(Active::status);
@@ -105,11 +109,9 @@ impl Shard {
         };
         let (total_len, piece_count) = (geometry.total_len(), geometry.piece_count());
         let folder = active.place.folder();
-        let known = self
-            .recovered
-            .listings
-            .remove(&active.key)
-            .filter(|known| known.is_of(total_len, piece_count, active.checks_v1(), folder));
+        let known = self.seat.mesh.recovered().listings.remove(&active.key);
+        let known =
+            known.filter(|known| known.is_of(total_len, piece_count, active.checks_v1(), folder));
         let slot = known.as_ref().map(|known| known.slot);
         if active.known_complete {
             active.are_touches_sent = true;
@@ -283,6 +285,13 @@ impl Shard {
         for name in &active.wire_ids {
             self.names.remove(name, listing);
         }
+        let deletes = delete_data && active.place.is_owned() && active.metainfo.is_some();
+        for name in &active.wire_ids {
+            // The name by which a second life would be looked for stays until the data is gone.
+            if !deletes || *name != name_of(&active.key) {
+                self.seat.mesh.forget_name(name, listing);
+            }
+        }
         self.remove_state_files(active.key);
         self.count_listings();
         if let Some(metainfo) = &active.metainfo
@@ -318,6 +327,7 @@ impl Shard {
         result: io::Result<u64>,
     ) {
         self.removing.remove(&key);
+        self.seat.mesh.forget_name(&name_of(&key), listing);
         let freed_bytes = match result {
             Ok(freed_bytes) => freed_bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -340,7 +350,7 @@ impl Shard {
 
     /// Stops when what is verified is written and journalled, and no operation is in flight.
     pub(super) fn look_whether_stopped(&mut self) {
-        if !self.is_stopping || self.is_stopped {
+        if !self.is_stopping || self.is_stopped || !self.is_turn_to_stop() {
             return;
         }
         // A piece that lacks a block waits for ever, but what is lent to a receive comes back.
@@ -363,16 +373,14 @@ impl Shard {
             self.is_clean_stop_written = true;
             // Checks that are not through, or never began, are for the next run.
             let is_settled = |active: &Active| active.writing.is_empty() && active.check.is_none();
-            let is_checked = self.recovered.listings.values().all(|of| of.suspect.is_empty());
-            let is_clean = !waits && is_checked && self.active.values().all(is_settled);
-            if is_clean {
-                self.commit.writer().clean_stop();
-            }
+            let is_clean = !waits && self.active.values().all(is_settled);
+            self.note_clean_stop(is_clean);
             self.pump_commit();
             return;
         }
-        if self.flights.len() == 0 {
+        if self.flights.len() == 0 && self.seat.is_mail_out() {
             self.is_stopped = true;
+            self.seat.leave();
         }
     }
 }

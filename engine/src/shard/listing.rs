@@ -506,7 +506,7 @@ pub(crate) fn payload_of(geometry: &Geometry, piece: PieceIndex) -> u64 {
 }
 
 /// What a listing is known by in the journal.
-pub(super) fn key_of(identity: &Identity) -> ListingKey {
+pub(crate) fn key_of(identity: &Identity) -> ListingKey {
     match identity {
         Identity::V1(hash) => ListingKey::V1(*hash),
         Identity::V2(hash) | Identity::Both(_, hash) => ListingKey::V2(*hash),

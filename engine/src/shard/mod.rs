@@ -7,6 +7,7 @@
 //! the same.
 //!
 //! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
+//! - `mesh`, `moving`: what the shards of an engine share, and how they talk.
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
 //!   journal.
 //! - `blame`, `hints`: who sent bad bytes; what the fast extension says.
@@ -31,7 +32,9 @@ mod journal;
 mod leaves;
 mod lifecycle;
 mod listing;
+pub mod mesh;
 mod metadata;
+mod moving;
 mod peer;
 mod receive;
 mod requests;
@@ -57,11 +60,11 @@ use crate::api::{Event, ListingId};
 use crate::config::Config;
 use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
 use crate::store::journal::ListingKey;
-use crate::store::{Recovered, RecoveredState, StateDir};
+use crate::store::{RecoveredState, StateDir};
 use admit::Door;
 use blame::Proofs;
-use bucket::Bucket;
 use cache::Cache;
+pub(crate) use catalogue::name_of;
 use catalogue::{Catalogue, Folders, Names};
 use cold::Loads;
 use command::{CommandQueue, Counters};
@@ -71,7 +74,9 @@ use hashing::Hashing;
 use journal::JournalFile;
 use leaves::{LeafRead, LeafReads};
 use listing::Active;
-pub(crate) use listing::{part_path, parts_folder, payload_of};
+pub(crate) use listing::{key_of, part_path, parts_folder, payload_of};
+use mesh::{Mesh, MovedConn};
+use moving::Seat;
 use peer::{Conn, ConnId, Who};
 use receive::RecvFlight;
 use serve::{ReadJob, Reads};
@@ -96,8 +101,12 @@ pub struct ShardParts {
     pub events: Sender<Event>,
     /// The open state folder.
     pub state: Arc<StateDir>,
-    /// What the journal believes, and its writer.
-    pub recovered: RecoveredState,
+    /// The journal, for the first shard alone; what it believes is with the mesh.
+    pub recovered: Option<RecoveredState>,
+    /// What it shares with the other shards.
+    pub mesh: Arc<Mesh>,
+    /// Which of them it is, counted from 0.
+    pub index: usize,
     /// Seed of every choice among equals.
     pub seed: u64,
 }
@@ -126,6 +135,8 @@ enum Flight {
     RemoveTree { listing: ListingId, key: ListingKey },
     RemoveState,
     Leaves(LeafRead),
+    Detach { to: usize, moved: Box<MovedConn> },
+    Attach(Box<MovedConn>),
 }
 
 /// What disk tasks belong to.
@@ -145,7 +156,7 @@ pub struct Shard {
     counters: Arc<Counters>,
     events: Sender<Event>,
     state: Arc<StateDir>,
-    recovered: Recovered,
+    seat: Seat,
     random: u64,
     /// The time of this turn, as the driver says.
     now: Instant,
@@ -195,7 +206,6 @@ pub struct Shard {
     reads: Reads,
     upload_round: VecDeque<ConnId>,
     uploads: Uploads,
-    bucket: Bucket,
     is_serving: bool,
 
     disk: Disk,
@@ -211,11 +221,13 @@ pub struct Shard {
 impl Shard {
     /// A shard without listings; `now` is the driver's first reading of its clock.
     pub fn new(parts: ShardParts, now: Instant) -> Self {
-        let mut found = parts.recovered;
-        let recovered = std::mem::take(&mut found.recovered);
         // A quarter of the arena for the cache: the rest fills, writes and is on its way to peers.
         let cache = Cache::new(parts.arena.capacity() / 4);
-        let bucket = Bucket::new(parts.config.upload_rate_max);
+        let seat = Seat::new(parts.mesh, parts.index);
+        let journal = match parts.recovered {
+            Some(found) => JournalFile::new(found),
+            None => JournalFile::of_another(seat.mesh.slots()),
+        };
         Shard {
             config: parts.config,
             arena: parts.arena,
@@ -223,7 +235,7 @@ impl Shard {
             counters: parts.counters,
             events: parts.events,
             state: parts.state,
-            recovered,
+            seat,
             random: parts.seed,
             now,
             out: Ops::new(),
@@ -257,12 +269,11 @@ impl Shard {
             reads: Reads::default(),
             upload_round: VecDeque::new(),
             uploads: Uploads::default(),
-            bucket,
             is_serving: true,
             disk: Disk::default(),
             jobs: BTreeMap::new(),
             next_job: 0,
-            commit: Commit::new(JournalFile::new(found)),
+            commit: Commit::new(journal),
             is_stopping: false,
             is_clean_stop_written: false,
             is_stopped: false,
@@ -382,6 +393,10 @@ impl Machine for Shard {
             }
             (Flight::RemoveState, Done::Removed(_)) => {}
             (Flight::Leaves(read), done) => self.leaf_step(read, done),
+            (Flight::Detach { to, moved }, Done::Detached(result)) => {
+                self.handle_detached(to, moved, result);
+            }
+            (Flight::Attach(moved), Done::Attached(result)) => self.handle_attached(moved, result),
             (flight, done) => panic!("{done:?} answers {flight:?}"),
         }
     }
@@ -399,6 +414,7 @@ impl Machine for Shard {
         self.pump_conns();
         self.pump_disk();
         self.pump_commit();
+        self.pump_mail();
         self.look_whether_stopped();
         ops.append(&mut self.out);
     }
@@ -411,6 +427,9 @@ impl Machine for Shard {
         self.now = now;
         for command in self.queue.take() {
             self.handle_command(command);
+        }
+        for message in self.seat.mesh.take(self.seat.index) {
+            self.handle_message(message);
         }
     }
 

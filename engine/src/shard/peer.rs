@@ -14,6 +14,7 @@ use ringseed_sys::arena::Extent;
 
 use super::admit::network_of;
 use super::listing::Stage;
+use super::mesh::Fault;
 use super::timers::Timer;
 use super::{Flight, Shard};
 use crate::api::ListingId;
@@ -37,6 +38,8 @@ pub(super) struct Conn {
     pub addr: SocketAddr,
     /// We made it.
     pub is_dialled: bool,
+    /// Another shard accepted it, and keeps count of its address.
+    pub is_moved: bool,
     /// Whose torrent it speaks of; `None` until an incoming handshake has said so.
     pub listing: Option<ListingId>,
     pub peer_id: Option<PeerId>,
@@ -258,7 +261,8 @@ impl Shard {
             return;
         }
         let link = Link::incoming(self.now, self.link_config());
-        self.add_conn(sock, addr, false, None, link);
+        let id = self.add_conn(sock, addr, false, None, link);
+        self.door.opened(id, addr.ip(), self.now);
     }
 
     /// A connection of ours is up.
@@ -277,20 +281,21 @@ impl Shard {
         self.add_conn(sock, addr, true, Some(listing), link);
     }
 
-    fn add_conn(
+    pub(super) fn add_conn(
         &mut self,
         sock: SockId,
         addr: SocketAddr,
         is_dialled: bool,
         listing: Option<ListingId>,
         link: Link,
-    ) {
+    ) -> ConnId {
         self.next_conn += 1;
         let id = ConnId(self.next_conn);
         let conn = Conn {
             sock,
             addr,
             is_dialled,
+            is_moved: false,
             listing,
             peer_id: None,
             link,
@@ -309,14 +314,13 @@ impl Shard {
             refused_leaves: VecDeque::new(),
         };
         self.conns.insert(id, conn);
-        if !is_dialled {
-            self.door.opened(id, addr.ip(), self.now);
-        }
+        self.seat.mesh.conn_opened();
         if let Some(active) = listing.and_then(|listing| self.active.get_mut(&listing)) {
             active.conns.insert(id);
         }
         self.counters.peers.set(self.conns.len() as u64);
         self.touched.insert(id);
+        id
     }
 
     fn channel_config(&self, listing: ListingId) -> Option<ChannelConfig> {
@@ -334,7 +338,10 @@ impl Shard {
         if let Some((_, pinned)) = conn.sending.filter(|(_, pinned)| *pinned > 0) {
             self.uploads.ended(pinned);
         }
-        if !conn.is_dialled {
+        self.seat.mesh.conn_closed();
+        if conn.is_moved {
+            self.tell_door(conn.addr, Fault::of(&reason));
+        } else if !conn.is_dialled {
             self.door.closed(id, conn.addr.ip(), &reason, self.now);
         }
         let peer_id = conn.peer_id.map(|peer_id| peer_id.0);
@@ -389,6 +396,9 @@ impl Shard {
             Some(listing) => listing,
             None => {
                 let Some(listing) = self.find_wire_id(&wire_id) else {
+                    if self.move_to_owner(id, handshake) {
+                        return;
+                    }
                     self.close_conn(id, CloseReason::UnknownTorrent);
                     return;
                 };
@@ -573,8 +583,8 @@ impl Shard {
                 self.out.push_back(Op::Close { sock });
             }
             Ok(sock) => {
-                let is_full = self.conns.len() >= self.config.peers_max as usize;
-                if is_full && !self.displace_one(None) {
+                if self.is_full() && !self.displace_one(None) {
+                    self.displace_elsewhere();
                     self.refuse(sock, addr, &CloseReason::Full);
                     return self.dial_failed(listing, addr);
                 }

@@ -88,11 +88,11 @@ impl Shard {
             if conn.sending.is_some() {
                 continue; // comes back when the send is done
             }
-            let available = self.bucket.available(self.now);
+            let available = self.seat.mesh.sendable(self.now);
             if available < u64::from(BLOCK_LEN) {
                 conn.is_queued = true;
                 self.upload_round.push_front(id);
-                self.timers.set(self.bucket.ready_at(self.now), Timer::Upload);
+                self.timers.set(self.seat.mesh.sendable_at(self.now), Timer::Upload);
                 return;
             }
             self.serve_conn(id, available);
@@ -164,7 +164,7 @@ impl Shard {
         let conn = self.conns.get_mut(&id).expect("looked up above");
         let spent = granted - budget;
         conn.deficit -= spent;
-        self.bucket.spend(spent);
+        self.seat.mesh.spend(spent);
         self.release_held(id, &geometry);
         self.touched.insert(id);
         let has_sent = spent > 0;

@@ -102,7 +102,7 @@ impl Shard {
             return true;
         }
         let all: usize = self.conns.values().map(waiting).sum();
-        all + len_bytes <= ANSWERS_MAX
+        all + len_bytes <= ANSWERS_MAX / self.seat.mesh.shard_count()
     }
 
     /// Answers that wait or are on their way, over all connections, in bytes.

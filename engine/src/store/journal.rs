@@ -8,6 +8,8 @@
 //! An intent needs no sync of its own: lost together with the data's sync it only costs a fetch.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::record::{FileKind, Header, encode_record};
 pub use super::record::{JOURNAL_VERSION, JournalError, JournalSlot, ListingKey, Record, Stamp};
@@ -15,17 +17,23 @@ pub use super::record::{JOURNAL_VERSION, JournalError, JournalSlot, ListingKey, 
 /// Most runs in one record, so that a sector holds it.
 const RUNS_PER_RECORD_MAX: usize = 60;
 
-/// Appends records to a buffer that the owner writes out in order.
+/// Where journal slots come from: one sequence for all shards of an engine, as they share its journal.
+pub type JournalSlots = Arc<AtomicU32>;
+
+/// Appends records to a buffer that the owner writes out in order; or collects them, for an owner that
+/// hands them on to the one that has the journal.
 #[derive(Debug)]
 pub struct JournalWriter {
     generation: u64,
     sequence: u64,
     /// Sequence of the first record of the log.
     log_start: u64,
-    next_slot: JournalSlot,
+    slots: JournalSlots,
     /// Position in the log of `pending[0]`.
     offset_bytes: u64,
     pending: Vec<u8>,
+    /// Records that are not encoded here; `None` for whoever has the journal.
+    collected: Option<Vec<Record>>,
 }
 
 impl JournalWriter {
@@ -36,12 +44,41 @@ impl JournalWriter {
             generation,
             sequence,
             log_start: sequence,
-            next_slot,
+            slots: Arc::new(AtomicU32::new(next_slot)),
             offset_bytes: 0,
             pending: Vec::new(),
+            collected: None,
         };
         writer.begin_log(generation);
         writer
+    }
+
+    /// Collects records for another writer, which hands out slots of the same sequence.
+    pub fn collecting(slots: JournalSlots) -> Self {
+        JournalWriter {
+            generation: 0,
+            sequence: 0,
+            log_start: 0,
+            slots,
+            offset_bytes: 0,
+            pending: Vec::new(),
+            collected: Some(Vec::new()),
+        }
+    }
+
+    /// Where its slots come from.
+    pub fn slots(&self) -> JournalSlots {
+        self.slots.clone()
+    }
+
+    /// Takes what was collected.
+    pub fn take_collected(&mut self) -> Vec<Record> {
+        self.collected.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Appends what another has collected, in its order.
+    pub fn append_all(&mut self, records: &[Record]) {
+        records.iter().for_each(|record| self.append(record));
     }
 
     /// Leaves the log and begins the one of `generation`: what is appended from here on belongs there.
@@ -81,8 +118,8 @@ impl JournalWriter {
         both_views: bool,
         folder: PathBuf,
     ) -> JournalSlot {
-        let slot = self.next_slot;
-        self.next_slot += 1;
+        // Only a number: what is read of the listing's records goes through the shard that owns it.
+        let slot = self.slots.fetch_add(1, Ordering::Relaxed);
         self.append(&Record::Added { slot, key, total_len, piece_count, both_views, folder });
         slot
     }
@@ -129,7 +166,7 @@ impl JournalWriter {
 
     /// Whether something waits to be written.
     pub fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || self.collected.as_ref().is_some_and(|all| !all.is_empty())
     }
 
     fn append_runs(
@@ -141,6 +178,9 @@ impl JournalWriter {
     }
 
     fn append(&mut self, record: &Record) {
+        if let Some(collected) = &mut self.collected {
+            return collected.push(record.clone());
+        }
         encode_record(record, self.generation, self.sequence, &mut self.pending);
         self.sequence += 1;
     }

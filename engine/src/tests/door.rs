@@ -12,6 +12,7 @@ use crate::io::{
     Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SendBuf, SockId,
 };
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
+use crate::shard::mesh::Mesh;
 use crate::shard::{Shard, ShardParts};
 use crate::store;
 use crate::test_support::{TestDir, tree};
@@ -57,9 +58,16 @@ impl Hand {
         config.limit_loopback = true;
         change(&mut config);
         std::fs::create_dir_all(&config.state_dir).unwrap();
-        let (state, recovered) = store::open_state_dir(&config.state_dir, false).unwrap();
+        let (state, mut recovered) = store::open_state_dir(&config.state_dir, false).unwrap();
         let (queue, counters) = (Arc::new(CommandQueue::default()), Arc::new(Counters::default()));
         let now = Instant::now();
+        let mesh = Mesh::new(
+            vec![queue.clone()],
+            std::mem::take(&mut recovered.recovered),
+            recovered.writer.slots(),
+            1,
+            config.upload_rate_max,
+        );
         let parts = ShardParts {
             arena: Arena::new(config.arena_len_bytes).unwrap(),
             config,
@@ -67,7 +75,9 @@ impl Hand {
             counters: counters.clone(),
             events: channel().0,
             state: Arc::new(state),
-            recovered,
+            recovered: Some(recovered),
+            mesh,
+            index: 0,
             seed: 1,
         };
         let shard = Shard::new(parts, now);

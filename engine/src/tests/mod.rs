@@ -11,6 +11,7 @@ mod peers;
 mod regressions;
 mod script;
 mod select;
+mod shards;
 mod sim;
 mod transfer;
 mod wire;

@@ -245,6 +245,7 @@ fn start_engine(
     made.io_driver = io_driver(&config.engine.driver);
     made.direct_io = if config.storage.direct_io == "off" { DirectIo::Off } else { DirectIo::Auto };
     made.arena_len_bytes = units::parse_bytes(&config.engine.arena)? as usize;
+    made.shards = Some(config.engine.shards).filter(|&shards| shards > 0);
     made.listen = vec![config.market.payload_listen];
     made.upload_rate_max = config.uplink()?;
     made.peers_max = config.engine.peers_max;

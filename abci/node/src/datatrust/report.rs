@@ -85,6 +85,8 @@ pub(super) fn status(trust: &Datatrust) -> Result<Value> {
             "arena_capacity_bytes": engine.arena_capacity_bytes,
             "arena_waits": engine.arena_waits,
             "download_rate": engine.download_rate, "upload_rate": engine.upload_rate,
+            "moved_connections": engine.moved_connections,
+            "shards": crate::bt::shards_json(&engine),
         },
         "process": {
             "cpu_ms": cpu.tv_sec as u64 * 1000 + cpu.tv_nsec as u64 / 1_000_000,

@@ -92,6 +92,7 @@ pub fn all(facts: &MachineFacts, folders: &[PathBuf], addrs: &[SocketAddr]) -> V
     }
     found.extend(addrs.iter().map(|&addr| port(addr)));
     found.push(cpu(facts));
+    found.push(shards(facts));
     found.push(memory(facts.memory_max_bytes));
     found
 }
@@ -258,6 +259,18 @@ fn cpu(facts: &MachineFacts) -> Finding {
         Some(quota) => pass("RS-D60", format!("{what}, cgroup quota {quota}")),
         None => pass("RS-D60", format!("{what}, no cgroup quota")),
     }
+}
+
+/// How many shards an engine takes here at its defaults.
+fn shards(facts: &MachineFacts) -> Finding {
+    let config = ringseed_engine::Config::new("", [0; 20]);
+    let count = config.shard_count(facts.cpus);
+    let what = units::count(count as u64, "shard");
+    let arena = units::bytes(config.arena_len_bytes as u64 / count as u64);
+    pass(
+        "RS-D62",
+        format!("{what} by default, with an arena of {arena} each (engine.shards, --shards)"),
+    )
 }
 
 fn memory(max_bytes: Option<u64>) -> Finding {

@@ -59,6 +59,48 @@ pub(super) fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
     bench.rig.push(1, Op::Close { sock: b });
 }
 
+/// A socket that is given up and taken again, as between two shards, loses nothing: neither what had come
+/// and was not received, nor what comes later.
+pub(super) fn a_socket_moves_with_what_it_holds(bench: &mut Bench) {
+    let (a, b) = bench.connect();
+    let say = |bench: &mut Bench, text: &[u8]| {
+        let parts = vec![SendPart::Small { start: 0, len: text.len() }];
+        let buf = SendBuf { small: text.to_vec(), parts };
+        let done = bench.run(1, |id| Op::Send { id, sock: b, buf });
+        assert!(matches!(done, Done::Sent(Ok(()), _)), "{done:?}");
+    };
+    say(bench, b"before");
+    let moved = match bench.run(0, |id| Op::Detach { id, sock: a }) {
+        Done::Detached(Ok(moved)) => moved,
+        other => panic!("{other:?}"),
+    };
+    // It is not there any more.
+    let done = bench.run(0, |id| Op::Recv { id, sock: a, buf: Bench::small(6) });
+    assert!(matches!(done, Done::Received(Err(_), _)), "{done:?}");
+    say(bench, b"between");
+    let sock = match bench.run(0, |id| Op::Attach { id, moved }) {
+        Done::Attached(Ok(sock)) => sock,
+        other => panic!("{other:?}"),
+    };
+    say(bench, b"after");
+    let wanted = b"beforebetweenafter";
+    let mut got = Vec::new();
+    while got.len() < wanted.len() {
+        let poll = bench.run(0, |id| Op::PollIn { id, sock });
+        assert!(matches!(poll, Done::Readable(Ok(()))), "{poll:?}");
+        let buf = Bench::small(wanted.len() - got.len());
+        match bench.run(0, |id| Op::Recv { id, sock, buf }) {
+            Done::Received(Ok(len), buf) if len > 0 => got.extend_from_slice(&buf.small[..len]),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got, wanted);
+    bench.rig.push(0, Op::Close { sock });
+    bench.rig.push(1, Op::Close { sock: b });
+    let gone = bench.run(0, |id| Op::Detach { id, sock });
+    assert!(matches!(gone, Done::Detached(Err(_))), "{gone:?}");
+}
+
 pub(super) fn closing_ends_what_is_in_flight(bench: &mut Bench) {
     let canceled = rustix::io::Errno::CANCELED.raw_os_error();
     // An idle receive.

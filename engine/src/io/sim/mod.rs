@@ -22,7 +22,10 @@ use std::time::{Duration, Instant};
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 use rustix::io::Errno;
 
-use super::{Aside, Completion, Done, FileId, Machine, Op, OpId, OpenMode, Ops, ReadPath, SockId};
+use super::{
+    Aside, Completion, Done, FileId, Machine, MovedSock, MovedSockKind, Op, OpId, OpenMode, Ops,
+    ReadPath, SockId,
+};
 use crate::store::files::JournalFiles;
 use aside::AsideStep;
 use disk::VirtualDisk;
@@ -508,6 +511,22 @@ impl Core {
             Op::Send { id, sock, buf } => {
                 self.note(node, id);
                 self.start_send(node, id, sock, buf);
+            }
+            Op::Detach { id, sock } => {
+                self.note(node, id);
+                let moved = self.nodes[node].sockets.remove(&sock);
+                let moved = moved.map(|(conn, side)| MovedSock(MovedSockKind::Sim(conn, side)));
+                let result = moved.ok_or_else(|| Errno::CANCELED.into());
+                self.complete_soon(node, id, Done::Detached(result));
+            }
+            Op::Attach { id, moved } => {
+                self.note(node, id);
+                let MovedSock(MovedSockKind::Sim(conn, side)) = moved else {
+                    panic!("a real socket in a simulated world")
+                };
+                let sock = self.nodes[node].take_sock();
+                self.nodes[node].sockets.insert(sock, (conn, side));
+                self.complete_soon(node, id, Done::Attached(Ok(sock)));
             }
             Op::Close { sock } => self.close(node, sock),
             Op::Open { id, root, path, mode, direct: _ } => {
