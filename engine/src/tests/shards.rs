@@ -188,7 +188,7 @@ fn a_hash_finds_its_shard() {
     let stranger = torrent(&other.path().join("data"), Kind::V1, 64 << 10);
     leech.fetch(&stranger, &other.path().join("into"), &[seed.addr()]);
     let until = Instant::now() + PATIENCE;
-    while seed.engine.status().closed.get("unknown-torrent").is_none() {
+    while !seed.engine.status().closed.contains_key("unknown-torrent") {
         assert!(Instant::now() < until, "{:?}", seed.engine.status());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -370,7 +370,8 @@ fn what_is_acknowledged_survives_with_any_number_of_shards() {
             market.world.run_for(run);
             let durable: Vec<u32> =
                 ids.iter().map(|&id| market.status(leech, id).unwrap().durable_pieces).collect();
-            let kind = if (seed as usize + round) % 2 == 0 { Crash::Process } else { Crash::Power };
+            let is_even = (seed as usize + round).is_multiple_of(2);
+            let kind = if is_even { Crash::Process } else { Crash::Power };
             market.shards = shards;
             market.crash(leech, kind);
             ids = scene.fetch_all(&mut market, leech, &[origin]);
