@@ -14,6 +14,24 @@ pub struct Machine {
     pub kernel: String,
     /// Load average over the last minute before the start: others on the cores show here.
     pub load_before: String,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// What the CPU can do that matters here.
+    pub cpu_flags: Vec<String>,
+    /// Frequency governor, where the system shows one.
+    pub governor: Option<String>,
+    /// Limits of locked memory and of open files, as `soft:hard`.
+    pub limits: Vec<String>,
+    /// Whether this is a virtual machine.
+    pub is_virtual: bool,
+    /// Device, file system and mount options of the scratch folder, where a workload has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Share of the processors that the host took away meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stolen: Option<f64>,
+    #[serde(skip)]
+    ticks: Vec<f64>,
 }
 
 impl Machine {
@@ -33,15 +51,75 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             load_before: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            memory_bytes: read("/proc/meminfo")
+                .lines()
+                .find_map(|line| line.strip_prefix("MemTotal:"))
+                .and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+                .unwrap_or(0)
+                * 1024,
+            cpu_flags: cpuinfo
+                .lines()
+                .find_map(|line| line.strip_prefix("flags"))
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter(|flag| {
+                    ["sha_ni", "avx2", "avx512f", "avx512bw", "hypervisor"].contains(flag)
+                })
+                .map(str::to_owned)
+                .collect(),
+            governor: fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+                .ok()
+                .map(|text| text.trim().to_owned()),
+            limits: ["Max locked memory", "Max open files"]
+                .iter()
+                .filter_map(|key| {
+                    let limits = read("/proc/self/limits");
+                    let line = limits.lines().find_map(|line| line.strip_prefix(key))?.to_owned();
+                    let mut fields = line.split_whitespace();
+                    Some(format!("{key} {}:{}", fields.next()?, fields.next()?))
+                })
+                .collect(),
+            is_virtual: cpuinfo.contains(" hypervisor"),
+            disk: None,
+            stolen: None,
+            ticks: ticks(),
         }
     }
+
+    /// Notes what a folder, or the nearest above it that exists, is on.
+    pub fn look_at_disk(&mut self, dir: &std::path::Path) {
+        let dir = std::path::absolute(dir).unwrap_or_default();
+        let Some(dir) = dir.ancestors().find_map(|dir| dir.canonicalize().ok()) else { return };
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let holds = |line: &&str| line.split(' ').nth(1).is_some_and(|at| dir.starts_with(at));
+        let depth = |line: &&str| line.split(' ').nth(1).map_or(0, str::len);
+        let line = mounts.lines().filter(holds).max_by_key(depth);
+        self.disk = line.map(|line| {
+            let mut fields = line.split(' ');
+            let (device, _) = (fields.next().unwrap_or_default(), fields.next());
+            format!("{device} {}", fields.take(2).collect::<Vec<_>>().join(" "))
+        });
+    }
+
+    /// Notes what the host took since the first look.
+    pub fn look_again(&mut self) {
+        let now = ticks();
+        let since: Vec<f64> = now.iter().zip(&self.ticks).map(|(now, then)| now - then).collect();
+        let all: f64 = since.iter().take(8).sum();
+        self.stolen = since.get(7).map(|stolen| stolen / all).filter(|share| share.is_finite());
+    }
+}
+
+/// Clock ticks of all cores since the machine started, by what they did (`proc_stat(5)`).
+fn ticks() -> Vec<f64> {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().next().unwrap_or_default();
+    line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect()
 }
 
 /// Seconds that all cores together were not idle since the machine started (`proc_stat(5)`).
 pub fn busy_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line = stat.lines().next().unwrap_or_default();
-    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let fields = ticks();
     // user, nice, system, irq, softirq: neither idle, iowait, what the host took, nor guests again.
     [0, 1, 2, 5, 6].iter().filter_map(|&at| fields.get(at)).sum::<f64>() / TICKS_PER_SECOND
 }

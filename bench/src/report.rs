@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::machine::Machine;
+use crate::swarm::arm::{self, Arm};
+
+/// A run during which the host took more of the processors than this says little.
+const NOISY_SHARE: f64 = 0.05;
 
 /// One measured quantity: the median of several turns.
 #[derive(Clone, Serialize)]
@@ -98,6 +102,9 @@ pub struct Report {
     /// What a reader must know to judge the figures.
     pub notes: Vec<String>,
     pub figures: Vec<Figure>,
+    /// Transfers, by what was moved and by whom.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub arms: Vec<Arm>,
     pub bars: Vec<Bar>,
     /// What went wrong: a result that was not right, a program that broke down.
     pub failures: Vec<String>,
@@ -110,6 +117,7 @@ impl Report {
             machine: Machine::look(),
             notes: Vec::new(),
             figures: Vec::new(),
+            arms: Vec::new(),
             bars: Vec::new(),
             failures: Vec::new(),
         }
@@ -146,6 +154,12 @@ impl Report {
             "{} x {}, Linux {}, load {} before",
             machine.cores, machine.cpu, machine.kernel, machine.load_before
         ));
+        if let Some(disk) = &machine.disk {
+            line(&format!("scratch on {disk}"));
+        }
+        if let Some(stolen) = machine.stolen.filter(|share| *share > NOISY_SHARE) {
+            line(&format!("NOISY: the host took {:.0} % of the processors", stolen * 100.0));
+        }
         for note in &self.notes {
             line(note);
         }
@@ -153,8 +167,15 @@ impl Report {
             line(&format!("FAILED: {failure}"));
         }
         line("");
+        text.push_str(&arm::table(&self.arms));
+        let mut line = |line: &str| {
+            text.push_str(line);
+            text.push('\n');
+        };
         let has_cpu = self.figures.iter().any(|figure| figure.cpu_seconds_per_gib.is_some());
-        if has_cpu {
+        if self.figures.is_empty() {
+            line("");
+        } else if has_cpu {
             line("| what | who | GB/s | spread | CPU s/GiB | machine s/GiB |");
             line("|---|---|---|---|---|---|");
         } else {

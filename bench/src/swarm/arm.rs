@@ -1,0 +1,168 @@
+//! Samples of one contender, their medians, and the table of all.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// One transfer that was right.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// Its round.
+    pub number: usize,
+    /// From the start of the first leech until the last has everything.
+    pub seconds: f64,
+    /// Until the first has.
+    pub first_seconds: f64,
+    /// Payload of all leeches together, over `seconds`.
+    pub bytes_per_second: f64,
+    /// Processor seconds of all seeds per GiB delivered, from the start of the leeches.
+    pub seed_cpu_per_gib: f64,
+    /// Of all leeches, from their start.
+    pub leech_cpu_per_gib: f64,
+    /// Seconds that the machine was busy per GiB, less what it is without us.
+    pub machine_per_gib: Option<f64>,
+    /// Most resident memory of one seed, and of one leech.
+    pub seed_rss_bytes: u64,
+    pub leech_rss_bytes: u64,
+    /// State of the source.
+    pub cache: String,
+    /// Whatever else was found.
+    pub more: BTreeMap<String, f64>,
+}
+
+/// One contender in one shape.
+#[derive(Clone, Debug, Serialize)]
+pub struct Arm {
+    pub what: String,
+    pub who: String,
+    pub version: String,
+    pub settings: String,
+    /// Command lines of the last run: a seed's, a leech's.
+    pub commands: Vec<String>,
+    pub samples: Vec<Sample>,
+    /// System calls per GiB in a run of its own: of the leech, of the seed.
+    pub calls: (Option<f64>, Option<f64>),
+    /// What went wrong, or differently.
+    pub remarks: Vec<String>,
+}
+
+impl Arm {
+    pub fn new(what: &str, who: &str, version: &str, settings: &str) -> Arm {
+        Arm {
+            what: what.to_owned(),
+            who: who.to_owned(),
+            version: version.to_owned(),
+            settings: settings.to_owned(),
+            commands: Vec::new(),
+            samples: Vec::new(),
+            calls: (None, None),
+            remarks: Vec::new(),
+        }
+    }
+
+    /// Median of something over the samples; `None` without any.
+    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.samples.iter().map(of).collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    /// Median of bytes per second.
+    pub fn rate(&self) -> Option<f64> {
+        self.median(|sample| sample.bytes_per_second)
+    }
+
+    /// Median of processor seconds per GiB of both sides.
+    pub fn cpu(&self) -> Option<f64> {
+        self.median(|sample| sample.seed_cpu_per_gib + sample.leech_cpu_per_gib)
+    }
+
+    fn row(&self) -> String {
+        let mut row = format!("| {} {} ", self.who, self.version);
+        let number = |value: Option<f64>, digits: usize| match value {
+            Some(value) if value.is_finite() => format!("{value:.digits$}"),
+            _ => String::new(),
+        };
+        let rates = self.samples.iter().map(|sample| sample.bytes_per_second / 1e6);
+        let (low, high) =
+            rates.fold((f64::MAX, 0.0f64), |(low, high), rate| (low.min(rate), high.max(rate)));
+        match self.rate() {
+            Some(rate) => {
+                let _ = write!(row, "| {:.0} ({low:.0} to {high:.0}) ", rate / 1e6);
+            }
+            None => row.push_str("| none "),
+        }
+        let machine = self.median(|sample| sample.machine_per_gib.unwrap_or(f64::NAN));
+        let mib = |of: fn(&Sample) -> u64| self.median(|sample| of(sample) as f64 / 1_048_576.0);
+        let cells = [
+            number(self.median(|sample| sample.seconds), 2),
+            number(self.median(|sample| sample.seed_cpu_per_gib), 2),
+            number(self.median(|sample| sample.leech_cpu_per_gib), 2),
+            number(self.cpu(), 2),
+            number(machine, 2),
+            number(mib(|sample| sample.seed_rss_bytes), 0),
+            number(mib(|sample| sample.leech_rss_bytes), 0),
+            number(self.calls.0, 0),
+            number(self.calls.1, 0),
+            self.remarks.first().cloned().unwrap_or_default(),
+        ];
+        for cell in cells {
+            let _ = write!(row, "| {cell} ");
+        }
+        row.push('|');
+        row
+    }
+}
+
+/// All contenders, a table for each thing that was done.
+pub fn table(arms: &[Arm]) -> String {
+    let (mut text, mut what) = (String::new(), "");
+    for arm in arms {
+        if arm.what != what {
+            what = &arm.what;
+            let _ = writeln!(text, "\n{what}\n");
+            text.push_str(
+                "| who | MB/s (lowest to highest) | s | seed CPU s/GiB | leech CPU s/GiB | both | machine s/GiB \
+                 | seed MiB | leech MiB | leech calls/GiB | seed calls/GiB | |\n\
+                 |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            );
+        }
+        let _ = writeln!(text, "{}", arm.row());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sample of a GiB.
+    pub fn sample(seconds: f64, cpu: f64) -> Sample {
+        Sample {
+            number: 1,
+            seconds,
+            first_seconds: seconds,
+            bytes_per_second: (1u64 << 30) as f64 / seconds,
+            seed_cpu_per_gib: cpu / 4.0,
+            leech_cpu_per_gib: cpu * 3.0 / 4.0,
+            machine_per_gib: None,
+            seed_rss_bytes: 1 << 20,
+            leech_rss_bytes: 2 << 20,
+            cache: "in the page cache".into(),
+            more: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_row_shows_medians_and_the_range() {
+        let mut arm = Arm::new("a file", "who", "1.0", "");
+        assert_eq!(arm.rate(), None);
+        assert!(table(&[arm.clone()]).contains("| none |"));
+        arm.samples = vec![sample(4.0, 1.0), sample(1.0, 3.0), sample(2.0, 2.0)];
+        assert_eq!(arm.cpu(), Some(2.0));
+        assert!(
+            table(&[arm]).contains("| 537 (268 to 1074) | 2.00 | 0.50 | 1.50 | 2.00 |  | 1 | 2 |")
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! Workloads that move data between processes: ourselves beside every other client, rsync as the floor
+//! and a bare TCP connection as the roof.
+
+pub mod arm;
+pub mod child;
+pub mod data;
+pub mod disk;
+pub mod fan;
+mod http;
+pub mod node;
+pub mod peers;
+pub mod seedleech;
+pub mod smalls;
+mod tracker;
+pub mod turns;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::machine::Others;
+use crate::report::Report;
+use peers::{Engine, Peer, Release};
+use turns::Runner;
+
+/// What all of these workloads have in common.
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// Scratch folder, on the disk that is meant; what it makes there it removes.
+    #[arg(long, default_value = "target/bench-swarm")]
+    pub dir: PathBuf,
+    /// Length of the payload, such as 256MiB; 4GiB by default, 1GiB where several fetch it.
+    #[arg(long, value_parser = data::parse_size)]
+    pub size: Option<u64>,
+    /// Length of a piece.
+    #[arg(long, default_value = "1MiB", value_parser = data::parse_size)]
+    pub piece: u64,
+    /// Runs that count, per contender; the median is compared.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub turns: u32,
+    /// Seed of the payload.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Who takes part, by the beginning of the name; all by default.
+    #[arg(long, value_delimiter = ',')]
+    pub who: Vec<String>,
+    /// The program under test; the one beside this benchmark by default.
+    #[arg(long)]
+    pub ringseed: Option<PathBuf>,
+    /// Who needs longer than so many seconds for a run makes one only.
+    #[arg(long, default_value_t = 60)]
+    pub patience: u64,
+    /// No run to warm up, and no counting of system calls.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl Options {
+    /// Whether a contender of this name takes part.
+    pub fn wants(&self, name: &str) -> bool {
+        self.who.is_empty() || self.who.iter().any(|wanted| name.starts_with(wanted.as_str()))
+    }
+
+    /// The program under test.
+    pub fn program(&self) -> PathBuf {
+        self.ringseed.clone().unwrap_or_else(|| {
+            std::env::current_exe().unwrap_or_default().with_file_name("ringseed")
+        })
+    }
+}
+
+/// A workload in progress.
+pub struct Bench {
+    pub runner: Runner,
+    pub report: Report,
+    pub who: Vec<Box<dyn Peer>>,
+}
+
+impl Bench {
+    /// Finds everybody and looks at the machine at rest.
+    pub fn new(workload: &'static str, options: &Options) -> Bench {
+        let mut report = Report::new(workload);
+        report.machine.look_at_disk(&options.dir);
+        let ringseed = options.program();
+        let mut who: Vec<Box<dyn Peer>> = Vec::new();
+        if ringseed.exists() {
+            who.push(Box::new(Release { program: ringseed, driver: "auto" }));
+        } else {
+            report.fail(format!("{} is missing: cargo build --release", ringseed.display()));
+        }
+        who.push(Box::new(Engine::UNSYNCED));
+        let found = peers::find();
+        report.notes.extend(found.missing);
+        who.extend(found.peers);
+        who.retain(|peer| options.wants(&peer.name()));
+        let others = Others::look();
+        report.notes.push(others.note());
+        let runner = Runner {
+            // Programs are told of it from folders of their own.
+            dir: std::path::absolute(&options.dir).unwrap_or_else(|_| options.dir.clone()),
+            turns: options.turns as usize,
+            others,
+            patience: Duration::from_secs(options.patience),
+            warms_up: !options.quick,
+            counts_calls: !options.quick,
+        };
+        Bench { runner, report, who }
+    }
+
+    /// Makes a payload, if there is room for it and so many copies.
+    pub fn payload(
+        &mut self,
+        kind: ringseed_core::geometry::Kind,
+        piece: u64,
+        plans: &[data::Plan],
+        options: &Options,
+        copies: usize,
+    ) -> Option<data::Payload> {
+        let bytes: u64 = plans.iter().flat_map(|plan| &plan.lens).sum();
+        if !self.runner.has_room(bytes, copies, &mut self.report) {
+            return None;
+        }
+        match data::Payload::make(&self.runner.dir, kind, piece, plans, options.seed) {
+            Ok(made) => Some(made),
+            Err(error) => {
+                self.report.fail(format!("cannot make the payload: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Runs all contenders on it.
+    pub fn compare(
+        &mut self,
+        what: &str,
+        payload: &data::Payload,
+        shape: turns::Shape,
+    ) -> Vec<arm::Arm> {
+        let who: Vec<&dyn Peer> = self.who.iter().map(|peer| &**peer).collect();
+        self.runner.compare(what, payload, shape, &who, &mut self.report)
+    }
+
+    /// Removes what is left, and says what the machine was doing.
+    pub fn finish(mut self) -> Report {
+        let _ = std::fs::remove_dir_all(&self.runner.dir);
+        self.report.machine.look_again();
+        self.report
+    }
+}
