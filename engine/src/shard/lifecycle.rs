@@ -375,8 +375,8 @@ impl Shard {
             let is_settled = |active: &Active| active.writing.is_empty() && active.check.is_none();
             let is_clean = !waits && self.active.values().all(is_settled);
             self.note_clean_stop(is_clean);
+            // Where that leaves nothing to write, nothing will complete that could bring another turn.
             self.pump_commit();
-            return;
         }
         if self.flights.len() == 0 && self.seat.is_mail_out() {
             self.is_stopped = true;
