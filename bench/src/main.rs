@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use report::Report;
+
 /// Measures ringseed against others on this machine.
 #[derive(Parser)]
 #[command(name = "ringseed-bench", version)]
@@ -49,8 +51,14 @@ enum Workload {
     Fanin(swarm::fan::Args),
     /// Small files, many torrents, a small torrent from its start.
     Smalls(swarm::smalls::Args),
+    /// One request in flight, of a seed at rest and beside a stream.
+    Latency(swarm::latency::Args),
+    /// Shares of equal peers and of greedy ones, and what idle and slow ones cost the others.
+    Fairness(swarm::fairness::Args),
     /// The drivers of our engine side by side, with syncs and without.
     Disk(swarm::disk::Args),
+    /// Every workload that moves data, one after the other.
+    All(All),
     /// A side of a transfer by our engine alone: how the workloads run themselves.
     #[command(hide = true)]
     Node(swarm::node::Options),
@@ -62,6 +70,71 @@ enum Workload {
         addr: std::net::SocketAddr,
         file: Option<PathBuf>,
     },
+}
+
+/// `ringseed-bench all`.
+#[derive(clap::Args)]
+struct All {
+    /// Small payloads and one turn: a few minutes, to see that everything runs. Its figures are none.
+    #[arg(long)]
+    quick: bool,
+    /// Scratch folder, on the disk that is meant.
+    #[arg(long, default_value = "target/bench-swarm")]
+    dir: PathBuf,
+    /// The program under test; the one beside this benchmark by default.
+    #[arg(long)]
+    ringseed: Option<PathBuf>,
+}
+
+/// The command lines of `all`.
+const FULL: [&str; 10] = [
+    "seedleech",
+    "seedleech --kinds v1,v2 --pinned",
+    "seedleech --kinds v1 --cold",
+    "fanout",
+    "fanin",
+    "smalls",
+    "latency",
+    "fairness",
+    "disk",
+    "disk --cold",
+];
+/// And of `all --quick`: whoever is slow comes once.
+const QUICK: [&str; 11] = [
+    "seedleech --size 128MiB --kinds v1",
+    "seedleech --size 128MiB --kinds v2,hybrid",
+    "seedleech --size 128MiB --kinds v1 --pinned --who ringseed,libtorrent",
+    "seedleech --size 128MiB --kinds v1 --cold --who ringseed,libtorrent,rqbit,fio",
+    "fanout --size 64MiB --who ringseed,libtorrent,rqbit",
+    "fanin --size 128MiB --who ringseed,libtorrent,rqbit",
+    "smalls --size 128MiB --files 500 --torrents 100 --who ringseed,libtorrent,rqbit,rsync",
+    "latency --size 64MiB --seconds 1 --who ringseed,libtorrent,rqbit,aria2",
+    "fairness --size 64MiB --seconds 1 --idle 500 --slow 50 --slow-pieces 4MiB --parts equal,crowd,idle \
+     --who ringseed,libtorrent",
+    "fairness --size 64MiB --slow 50 --slow-pieces 1MiB --parts slow",
+    "disk --size 128MiB",
+];
+
+/// Runs all of them, each as its own command line says.
+fn all(options: &All) -> Report {
+    let mut report = Report::new("all");
+    let lines: &[&str] = if options.quick { &QUICK } else { &FULL };
+    for line in lines {
+        let mut words: Vec<std::ffi::OsString> = vec!["ringseed-bench".into()];
+        words.extend(line.split_whitespace().map(Into::into));
+        words.extend(["--dir".into(), options.dir.clone().into_os_string()]);
+        if let Some(program) = &options.ringseed {
+            words.extend(["--ringseed".into(), program.clone().into_os_string()]);
+        }
+        if options.quick {
+            words.extend(["--turns".into(), "1".into(), "--quick".into()]);
+        }
+        eprintln!("ringseed-bench {line}");
+        let cli = Cli::parse_from(words);
+        report.absorb(run(&cli.workload));
+    }
+    report.machine.look_again();
+    report
 }
 
 /// What only a process of its own can do, for a workload that started it.
@@ -87,19 +160,7 @@ fn main() -> ExitCode {
     if let Some(code) = part(&cli.workload) {
         return code;
     }
-    let report = match &cli.workload {
-        Workload::Hash(options) => hash::run(options),
-        Workload::Parse(options) => parse::run(options),
-        Workload::Recheck(options) => recheck::run(options),
-        Workload::Many(options) => many::run(options),
-        Workload::Abci(options) => abci::run(options),
-        Workload::Seedleech(args) => swarm::seedleech::run(args),
-        Workload::Fanout(args) => swarm::fan::out(args),
-        Workload::Fanin(args) => swarm::fan::r#in(args),
-        Workload::Smalls(args) => swarm::smalls::run(args),
-        Workload::Disk(args) => swarm::disk::run(args),
-        Workload::Node(_) | Workload::Pump { .. } => unreachable!("handled above"),
-    };
+    let report = run(&cli.workload);
     print!("{}", report.to_text());
     if let Some(path) = &cli.json
         && let Err(error) = std::fs::write(path, report.to_json())
@@ -110,5 +171,38 @@ fn main() -> ExitCode {
     match report.all_met() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+fn run(workload: &Workload) -> Report {
+    match workload {
+        Workload::Hash(options) => hash::run(options),
+        Workload::Parse(options) => parse::run(options),
+        Workload::Recheck(options) => recheck::run(options),
+        Workload::Many(options) => many::run(options),
+        Workload::Abci(options) => abci::run(options),
+        Workload::Seedleech(args) => swarm::seedleech::run(args),
+        Workload::Fanout(args) => swarm::fan::out(args),
+        Workload::Fanin(args) => swarm::fan::r#in(args),
+        Workload::Smalls(args) => swarm::smalls::run(args),
+        Workload::Latency(args) => swarm::latency::run(args),
+        Workload::Fairness(args) => swarm::fairness::run(args),
+        Workload::Disk(args) => swarm::disk::run(args),
+        Workload::All(options) => all(options),
+        Workload::Node(_) | Workload::Pump { .. } => unreachable!("handled above"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `all` finds out of a wrong line only when it comes to it, after hours.
+    #[test]
+    fn every_line_of_all_is_understood() {
+        for line in FULL.iter().chain(&QUICK) {
+            let words = std::iter::once("ringseed-bench").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
     }
 }

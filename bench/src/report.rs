@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::machine::Machine;
 use crate::swarm::arm::{self, Arm};
+use crate::swarm::table::Table;
 
 /// A run during which the host took more of the processors than this says little.
 const NOISY_SHARE: f64 = 0.05;
@@ -105,6 +106,9 @@ pub struct Report {
     /// Transfers, by what was moved and by whom.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<Arm>,
+    /// What else was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<Table>,
     pub bars: Vec<Bar>,
     /// What went wrong: a result that was not right, a program that broke down.
     pub failures: Vec<String>,
@@ -118,6 +122,7 @@ impl Report {
             notes: Vec::new(),
             figures: Vec::new(),
             arms: Vec::new(),
+            tables: Vec::new(),
             bars: Vec::new(),
             failures: Vec::new(),
         }
@@ -128,6 +133,21 @@ impl Report {
         if !self.failures.contains(&what) {
             self.failures.push(what);
         }
+    }
+
+    /// Takes over what another workload found.
+    pub fn absorb(&mut self, other: Report) {
+        let of = |text: String| format!("{}: {text}", other.workload);
+        self.notes.extend(
+            other.notes.into_iter().filter(|note| !self.notes.contains(note)).collect::<Vec<_>>(),
+        );
+        self.figures.extend(other.figures);
+        self.arms.extend(other.arms);
+        self.tables.extend(other.tables);
+        self.failures.extend(other.failures.into_iter().map(of));
+        let named = other.bars.into_iter().map(|bar| Bar { what: of(bar.what), ..bar });
+        self.bars.extend(named);
+        self.machine.disk = self.machine.disk.take().or(other.machine.disk);
     }
 
     /// Whether every bar is met and nothing went wrong.
@@ -168,6 +188,7 @@ impl Report {
         }
         line("");
         text.push_str(&arm::table(&self.arms));
+        self.tables.iter().for_each(|table| text.push_str(&table.to_text()));
         let mut line = |line: &str| {
             text.push_str(line);
             text.push('\n');

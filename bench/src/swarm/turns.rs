@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ impl Runner {
         let who: Vec<&dyn Peer> = who
             .iter()
             .copied()
-            .filter(|peer| peer.speaks(payload.kind) && peer.holds(payload.torrents.len()))
+            .filter(|peer| peer.takes(payload))
             .filter(|peer| peer.swarms() || shape.seeds + shape.leeches == 2)
             .collect();
         let mut arms: Vec<Arm> = who
@@ -181,8 +181,8 @@ impl Runner {
         let (seeds_at, leeches_at) = addrs.split_at(shape.seeds);
         let io = |error: std::io::Error| error.to_string();
         // Seeds are told of nobody.
-        let nobody = Tracker::start(Ipv4Addr::LOCALHOST, Vec::new()).map_err(io)?;
-        let everybody = Tracker::start(Ipv4Addr::LOCALHOST, addrs.clone()).map_err(io)?;
+        let nobody = Tracker::start(ip, Vec::new()).map_err(io)?;
+        let everybody = Tracker::start(ip, addrs.clone()).map_err(io)?;
         let cores = crate::machine::cores_allowed();
         let core = |at: usize| shape.is_pinned.then(|| cores[at % cores.len()]);
         let mut seeds = Vec::new();
@@ -249,7 +249,7 @@ impl Runner {
         let busy = busy_seconds() - busy;
         let leech_cpu: f64 = leeches.iter().map(Program::cpu_seconds).sum();
         let used = |(seed, before): (&Program, &f64)| seed.cpu_seconds() - before;
-        let seed_cpu: f64 = seeds.iter().zip(&seeds_cpu).map(used).sum();
+        let seed_cpu: f64 = seeds.iter().zip(&seeds_cpu).map(used).fold(0.0, |sum, one| sum + one);
         let mut starts = Vec::new();
         for (leech, begins) in leeches.iter().zip(&begins) {
             starts.push(leech.gave(begins)?.unwrap_or(leech.begun()));

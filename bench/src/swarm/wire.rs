@@ -3,7 +3,7 @@
 //! by the codec of `ringseed_core::wire`.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Dials from `from` and shakes hands for a torrent. `number` makes the peer id.
+    /// Dials from `from`, or from the address dialled where that is not loopback, and shakes hands for a
+    /// torrent. `number` makes the peer id.
     ///
     /// # Errors
     /// Those of the socket; `InvalidData` when the other side speaks something else.
@@ -54,6 +55,10 @@ impl Wire {
         torrent: &Metainfo,
         number: u32,
     ) -> io::Result<Wire> {
+        let from = match addr.ip() {
+            IpAddr::V4(ip) if !ip.is_loopback() => ip,
+            _ => from,
+        };
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
         rustix::net::bind(&socket, &SocketAddrV4::new(from, 0))?;
         rustix::net::connect(&socket, &addr)?;
@@ -81,6 +86,16 @@ impl Wire {
     /// Gives the buffer back: for one of thousands that will only wait.
     pub fn shrink(&mut self) {
         self.buf = Vec::new();
+    }
+
+    /// Whether the other side has not hung up; what it sent stays unread.
+    pub fn is_open(&self) -> bool {
+        let mut byte = [0];
+        let peeked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut byte));
+        match peeked {
+            Ok(count) => count > 0,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
     }
 
     /// Sends messages in one call.
@@ -166,10 +181,20 @@ impl Wire {
     }
 }
 
+/// A bitfield of so many pieces, eight like `pattern` after the other; what is beyond them is zero (BEP 3).
+pub fn bits(pieces: u32, pattern: u8) -> Vec<u8> {
+    let mut bits = vec![pattern; pieces.div_ceil(8) as usize];
+    let spare = bits.len() as u32 * 8 - pieces;
+    if let Some(last) = bits.last_mut() {
+        *last &= 0xff << spare;
+    }
+    bits
+}
+
 /// All blocks of a torrent, over and over, from some piece on.
 pub fn blocks_from(geometry: &Geometry, piece: u32) -> impl Iterator<Item = RawBlock> {
     let count = geometry.piece_count();
-    let lens: Vec<u32> = geometry.pieces(0..count).map(|piece| geometry.piece_len(piece)).collect();
+    let lens: Vec<u32> = geometry.pieces().map(|piece| geometry.piece_len(piece)).collect();
     (0u64..).flat_map(move |turn| {
         let raw = ((turn + u64::from(piece)) % u64::from(count)) as u32;
         let len = lens[raw as usize];
@@ -334,6 +359,12 @@ mod tests {
         assert!(ended.is_err(), "the server went away");
         assert_eq!(counted.load(Ordering::Relaxed), 8000);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn bits_beyond_the_last_piece_are_zero() {
+        assert_eq!(bits(11, 0xff), [0xff, 0xe0]);
+        assert_eq!(bits(16, 0xaa), [0xaa, 0xaa]);
     }
 
     #[test]

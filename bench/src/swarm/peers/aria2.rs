@@ -6,6 +6,7 @@ use ringseed_core::geometry::Kind;
 use serde_json::json;
 
 use super::super::child::{Program, Sign, free_port};
+use super::super::data::Payload;
 use super::super::http;
 use super::{Fetching, Job, Peer, flag, poll, said, version_in};
 
@@ -49,8 +50,8 @@ impl Peer for Aria2 {
             .into()
     }
 
-    fn speaks(&self, kind: Kind) -> bool {
-        kind == Kind::V1
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.kind == Kind::V1 && payload.torrents.len() == 1
     }
 
     fn seed(&self, job: &Job) -> Result<Option<Program>, String> {

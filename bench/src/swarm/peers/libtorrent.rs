@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use ringseed_core::geometry::Kind;
 use serde_json::json;
 
 use super::super::child::{Program, Sign};
+use super::super::data::Payload;
 use super::{Fetching, Job, Peer, START_MAX, said};
 
 pub struct Libtorrent {
@@ -68,11 +68,7 @@ impl Peer for Libtorrent {
         )
     }
 
-    fn speaks(&self, _: Kind) -> bool {
-        true
-    }
-
-    fn holds(&self, _: usize) -> bool {
+    fn takes(&self, _: &Payload) -> bool {
         true
     }
 

@@ -18,8 +18,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ringseed_core::geometry::Kind;
-
 use super::child::{Program, Sign};
 use super::data::Payload;
 
@@ -95,8 +93,8 @@ pub trait Peer: Sync {
     /// Settings other than its defaults, with the reason.
     fn settings(&self) -> String;
 
-    /// Whether it can fetch torrents of this kind.
-    fn speaks(&self, kind: Kind) -> bool;
+    /// Whether it can move such a payload by one process on each side.
+    fn takes(&self, payload: &Payload) -> bool;
 
     /// Whether what it fetched is on disk to be compared; the roof throws it away.
     fn keeps(&self) -> bool {
@@ -106,11 +104,6 @@ pub trait Peer: Sync {
     /// Whether several can exchange what they have.
     fn swarms(&self) -> bool {
         true
-    }
-
-    /// Whether it can hold so many torrents at once in one process.
-    fn holds(&self, torrents: usize) -> bool {
-        torrents == 1
     }
 
     /// The address that it takes for a peer's.

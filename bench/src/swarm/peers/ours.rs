@@ -4,9 +4,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use ringseed_core::geometry::Kind;
-
 use super::super::child::{Program, Sign};
+use super::super::data::Payload;
 use super::{Fetching, Job, Peer, START_MAX, said, version_in};
 
 /// `ringseed seed` and `ringseed get`.
@@ -33,8 +32,8 @@ impl Peer for Release {
         "defaults; synced before it says that it is complete".into()
     }
 
-    fn speaks(&self, _: Kind) -> bool {
-        true
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.torrents.len() == 1
     }
 
     fn seed(&self, job: &Job) -> Result<Option<Program>, String> {
@@ -100,11 +99,7 @@ impl Peer for Engine {
         self.why.into()
     }
 
-    fn speaks(&self, _: Kind) -> bool {
-        true
-    }
-
-    fn holds(&self, _: usize) -> bool {
+    fn takes(&self, _: &Payload) -> bool {
         true
     }
 

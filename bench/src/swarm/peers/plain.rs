@@ -6,9 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ringseed_core::geometry::Kind;
-
 use super::super::child::{Program, Sign};
+use super::super::data::Payload;
 use super::{Fetching, Job, Peer, START_MAX, said, version_in};
 
 /// Bytes that the pump moves at a time: what its buffer holds stays in the second-level cache.
@@ -37,16 +36,12 @@ impl Peer for Rsync {
         "--whole-file --inplace --recursive; both sides are its own processes and count as the leech".into()
     }
 
-    fn speaks(&self, _: Kind) -> bool {
+    fn takes(&self, _: &Payload) -> bool {
         true
     }
 
     fn swarms(&self) -> bool {
         false
-    }
-
-    fn holds(&self, _: usize) -> bool {
-        true
     }
 
     fn seed(&self, _: &Job) -> Result<Option<Program>, String> {
@@ -92,8 +87,8 @@ impl Peer for Pump {
             .into()
     }
 
-    fn speaks(&self, _: Kind) -> bool {
-        true
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.files() == 1
     }
 
     fn keeps(&self) -> bool {
@@ -161,8 +156,8 @@ impl Peer for Fio {
             .into()
     }
 
-    fn speaks(&self, _: Kind) -> bool {
-        true
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.files() == 1
     }
 
     fn keeps(&self) -> bool {

@@ -8,6 +8,7 @@ use ringseed_core::geometry::Kind;
 use serde_json::Value;
 
 use super::super::child::{Program, Sign, free_port};
+use super::super::data::Payload;
 use super::super::http;
 use super::{Fetching, Job, Peer, poll, said, touching_script, version_in};
 
@@ -112,8 +113,8 @@ impl Peer for Qbittorrent {
         "no discovery, no uTP, no encryption, no queue, unlimited upload slots; calls a script when done".into()
     }
 
-    fn speaks(&self, kind: Kind) -> bool {
-        kind == Kind::V1
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.kind == Kind::V1 && payload.torrents.len() == 1
     }
 
     fn seed(&self, job: &Job) -> Result<Option<Program>, String> {

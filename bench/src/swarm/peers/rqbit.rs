@@ -6,6 +6,7 @@ use std::process::Command;
 use ringseed_core::geometry::Kind;
 
 use super::super::child::{Program, Sign};
+use super::super::data::Payload;
 use super::{Fetching, Job, Peer, START_MAX, said, version_in};
 
 pub struct Rqbit {
@@ -36,12 +37,7 @@ impl Rqbit {
         if !job.peers.is_empty() {
             command.args(["--initial-peers", &job.peers_text()]);
         }
-        // It puts the files of a folder right into the folder that it is told.
-        let torrent = job.payload.metainfo();
-        let is_folder = torrent.info().files().len() > 1;
-        let into =
-            if is_folder { job.folder.join(torrent.info().name()) } else { job.folder.clone() };
-        command.arg("-o").arg(into).args(&job.payload.torrents);
+        command.arg("-o").arg(&job.folder).args(&job.payload.torrents);
         command.env("RUST_LOG", "info").env("NO_COLOR", "1");
         command
     }
@@ -60,12 +56,8 @@ impl Peer for Rqbit {
         "defaults but for no discovery; the seed checks its data first, which does not count".into()
     }
 
-    fn speaks(&self, kind: Kind) -> bool {
-        kind == Kind::V1
-    }
-
-    fn holds(&self, torrents: usize) -> bool {
-        torrents <= 2_000
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.kind == Kind::V1
     }
 
     fn seed(&self, job: &Job) -> Result<Option<Program>, String> {

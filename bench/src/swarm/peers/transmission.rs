@@ -8,6 +8,7 @@ use ringseed_core::geometry::Kind;
 use serde_json::{Value, json};
 
 use super::super::child::{Program, Sign, free_port};
+use super::super::data::Payload;
 use super::super::http;
 use super::{Fetching, Job, Peer, own_address, poll, said, touching_script, version_in};
 
@@ -99,8 +100,8 @@ impl Peer for Transmission {
             .into()
     }
 
-    fn speaks(&self, kind: Kind) -> bool {
-        kind == Kind::V1
+    fn takes(&self, payload: &Payload) -> bool {
+        payload.kind == Kind::V1 && payload.torrents.len() == 1
     }
 
     fn ip(&self) -> Ipv4Addr {
