@@ -358,6 +358,10 @@ impl Shard {
     /// Gives hashes of a file's tree (BEP 52): piece layers and what is above from memory, what is
     /// below from the sidecar.
     pub(super) fn serve_hashes(&mut self, id: ConnId, listing: ListingId, request: HashRequest) {
+        // Nothing is read and hashed for who takes no answers.
+        if !self.may_answer(id, request.length as usize * 32) {
+            return self.refuse_leaves(id, request);
+        }
         let Some(active) = self.active.get_mut(&listing) else { return };
         let answer = answer_hashes(active, request);
         if answer.is_none() && self.read_leaves(id, listing, request) {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::allowance::Allowance;
+use self::allowance::{Allowance, Toll};
 use super::error::LinkError;
 use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake};
 use super::handshake::{Reserved, WireId};
@@ -19,6 +19,7 @@ use super::message::{FrameLimits, HashRequest, Message, RawBlock, piece_header};
 use super::plan::{ChannelId, GatherList};
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, Geometry, PieceIndex};
+use crate::merkle::SERVED_MAX;
 
 /// Most hash requests of ours in flight on one channel.
 pub const HASH_REQUESTS_MAX: usize = 64;
@@ -48,6 +49,10 @@ const CHATTER_PER_BLOCK: u32 = 2;
 /// Chokes and unchokes of the peer: so many at once, so many per second for ever. Each unchoke makes us
 /// plan and ask for hundreds of blocks; honest peers change their mind every ten seconds.
 const CHOKES: (u32, u32) = (64, 2);
+/// Answers (metadata, hashes) that a peer may ask for, in bytes: so many at once, so many per second for
+/// ever. A question is 49 bytes; its answer may be 264 KiB, and a millisecond of hashing to see that what
+/// the disk gave is right. A second's worth are the leaves of 2 GiB, more than a connection moves.
+const ANSWERS: (u64, u64) = (8 << 20, 4 << 20);
 /// Capacity beyond which an emptied queue gives its memory back, in entries.
 const QUEUE_KEEP: usize = 256;
 
@@ -203,6 +208,10 @@ pub struct Channel {
     refused_since: Option<Instant>,
     chatter: Allowance,
     chokes: Allowance,
+    /// What it has asked for besides blocks.
+    answers: Toll,
+    /// It has asked for more than that, and is not read until then.
+    paused_until: Option<Instant>,
     peer_extended: Option<ExtendedHandshake>,
     /// Both sides have named the v2 view, so hash messages are understood.
     is_v2: bool,
@@ -256,6 +265,8 @@ impl Channel {
             refused_since: None,
             chatter: Allowance::new(CHATTER),
             chokes: Allowance::new(CHOKES),
+            answers: Toll::new(ANSWERS),
+            paused_until: None,
             peer_extended: None,
             is_v2: false,
             allowed_in: BTreeSet::new(),
@@ -520,8 +531,9 @@ impl Channel {
 
     /// Answers with a piece of the info dict of `total_len_bytes`.
     pub fn send_metadata_piece(&mut self, index: u32, total_len_bytes: u32, data: &[u8]) {
-        self.chatter.earn(CHATTER_PER_BLOCK);
-        self.send_metadata(MetadataMessage::Data { index, total_len_bytes, data });
+        if self.send_metadata(MetadataMessage::Data { index, total_len_bytes, data }) {
+            self.chatter.earn(CHATTER_PER_BLOCK);
+        }
     }
 
     /// Refuses a piece of the info dict.
@@ -577,11 +589,9 @@ impl Channel {
 
     pub(super) fn limits(&self) -> FrameLimits {
         let geometry = self.config.geometry.as_ref();
-        // A request's proof has at most one hash per layer, and no tree is higher than 64 layers.
-        let most = |request: &HashRequest| request.length.min(8192) + request.proof_layers.min(64);
         FrameLimits {
             bitfield_len: geometry.map(|geometry| geometry.piece_count().div_ceil(8)),
-            hashes_max: self.hash_requests.iter().map(most).max().unwrap_or(0),
+            hashes_max: self.hash_requests.iter().map(hashes_of).max().unwrap_or(0),
         }
     }
 
@@ -592,6 +602,11 @@ impl Channel {
             self.events.shrink_to(QUEUE_KEEP);
         }
         event
+    }
+
+    /// Until when the peer is not to be read, because it has asked for more than it may.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
     pub(super) fn stall_deadline(&self) -> Option<Instant> {
@@ -729,6 +744,11 @@ impl Channel {
         self.hash_requests.swap_remove(found.ok_or(unasked)?);
         Ok(())
     }
+}
+
+/// Most hashes that an answer may have: a proof has at most one per layer, and no tree is higher than 64.
+fn hashes_of(request: &HashRequest) -> u32 {
+    request.length.min(SERVED_MAX) + request.proof_layers.min(64)
 }
 
 /// Removes a block; answers come in order, so it is nearly always the first.

@@ -128,6 +128,8 @@ pub struct Link {
     last_received: Instant,
     received_bytes: u64,
     messages: u64,
+    /// The peer has asked for more than it may and is not read until then.
+    paused_until: Option<Instant>,
     /// Start of the window in which the message at hand must make progress.
     partial: Option<Partial>,
 }
@@ -183,6 +185,7 @@ impl Link {
             last_received: now,
             received_bytes: 0,
             messages: 0,
+            paused_until: None,
             partial: None,
         }
     }
@@ -236,7 +239,8 @@ impl Link {
     /// Where the next bytes should land: header slots and, by prediction, the final places of the
     /// blocks we asked for. `can_place` says whether a block's place can be lent to this receive; a
     /// block without one lands in staging and is handed out with its event. The driver may use any
-    /// prefix of the slots. The plan stays empty while an incoming link waits for [`Link::accept`].
+    /// prefix of the slots. The plan stays empty while an incoming link waits for [`Link::accept`], and
+    /// while a peer that has asked for more than it may is not read; [`Link::poll_timeout`] ends that.
     pub fn poll_receive(
         &mut self,
         plan: &mut ReceivePlan,
@@ -245,6 +249,7 @@ impl Link {
         plan.slots.clear();
         match self.phase {
             Phase::Offered { .. } => {}
+            Phase::Open if self.paused_until.is_some() => {}
             Phase::Handshake { .. } => {
                 plan.slots.push(PlanSlot::Small { len: HANDSHAKE_LEN - self.staged.len() });
             }
@@ -343,6 +348,8 @@ impl Link {
         self.scratch = scratch;
         self.plan = plan;
         self.plan.clear();
+        let pauses = self.channels.iter().filter_map(Channel::paused_until);
+        self.paused_until = pauses.filter(|&until| until > now).max();
         self.watch_progress(now);
         result
     }
@@ -581,7 +588,7 @@ impl Link {
         };
         let partial = self.partial.map(|partial| partial.since + TRICKLE_WINDOW);
         let stalls = self.channels.iter().filter_map(Channel::stall_deadline);
-        let others = [sending, phase, partial].into_iter().flatten();
+        let others = [sending, phase, partial, self.paused_until].into_iter().flatten();
         others.chain(stalls).fold(idle, Instant::min)
     }
 
@@ -611,6 +618,10 @@ impl Link {
             self.partial = None;
             self.watch_progress(now);
         }
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+            self.watch_progress(now);
+        }
         if self.phase == Phase::Open
             && self.sending_since.is_none()
             && self.last_sent + self.config.keep_alive_after <= now
@@ -624,7 +635,8 @@ impl Link {
     /// Keeps the window in which a begun message must make progress.
     fn watch_progress(&mut self, now: Instant) {
         let begun = self.phase == Phase::Open && (self.mid.is_some() || !self.staged.is_empty());
-        if !begun {
+        // A peer that is not read makes no progress by our doing.
+        if !begun || self.paused_until.is_some() {
             self.partial = None;
         } else if self.partial.is_none_or(|partial| partial.messages != self.messages) {
             let (received_bytes, messages) = (self.received_bytes, self.messages);

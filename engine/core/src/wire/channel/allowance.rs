@@ -1,4 +1,5 @@
-//! How much of something a peer may do: some at once, and so much per second for ever.
+//! How much of something a peer may do: some at once, and so much per second for ever. Of what it may not
+//! do at all beyond that, an [`Allowance`]; of what it may do later, a [`Toll`].
 
 use std::time::{Duration, Instant};
 
@@ -42,9 +43,57 @@ impl Allowance {
     }
 }
 
+/// Longest debt of a [`Toll`], as time at its rate: well below the silence that ends a connection.
+const DEBT_MAX: Duration = Duration::from_secs(30);
+
+/// What a peer makes us do, in bytes of answers. Debt is allowed, because one receive may bring many
+/// questions; whoever is in debt is not read until it is paid.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Toll {
+    burst: u64,
+    per_second: u64,
+    /// When everything spent so far will have come back; in the past, when there is nothing to pay.
+    full_at: Option<Instant>,
+}
+
+impl Toll {
+    /// One with nothing spent: bytes at once, bytes per second.
+    pub fn new((burst, per_second): (u64, u64)) -> Self {
+        Self { burst, per_second, full_at: None }
+    }
+
+    /// Charges `cost_bytes`. Until when the peer is in debt, if it is.
+    pub fn pay(&mut self, now: Instant, cost_bytes: u64) -> Option<Instant> {
+        let time =
+            |bytes: u64| Duration::from_micros(bytes.saturating_mul(1_000_000) / self.per_second);
+        let burst = time(self.burst);
+        let from = self.full_at.map_or(now, |at| at.max(now));
+        let full_at = (from + time(cost_bytes)).min(now + burst + DEBT_MAX);
+        self.full_at = Some(full_at);
+        (full_at > now + burst).then(|| full_at - burst)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_toll_gives_a_burst_then_its_rate_and_no_endless_debt() {
+        let start = Instant::now();
+        let mut toll = Toll::new((1000, 100));
+        assert_eq!(toll.pay(start, 1000), None);
+        assert_eq!(toll.pay(start, 50), Some(start + Duration::from_millis(500)));
+        // Whoever waits until it is out of debt, and asks again, gets the rate.
+        let (mut now, mut paid) = (start + Duration::from_millis(500), 0);
+        while now < start + Duration::from_secs(20) {
+            paid += 10;
+            now = toll.pay(now, 10).unwrap_or(now);
+        }
+        assert!((1900..=2000).contains(&paid), "{paid} in 19.5 s at 100 a second");
+        assert_eq!(toll.pay(now, u64::MAX), Some(now + DEBT_MAX));
+        assert_eq!(toll.pay(now + Duration::from_secs(100), 1000), None, "a burst again");
+    }
 
     #[test]
     fn a_burst_is_spent_once_and_comes_back_with_time() {

@@ -5,7 +5,10 @@ use std::time::Instant;
 use super::super::error::LinkError;
 use super::super::extension::{ExtendedHandshake, MetadataMessage, decode_dont_have, ours};
 use super::super::message::{Message, RawBlock};
-use super::{ANSWER_BYTES_MAX, Channel, ChannelEvent, Out, REFUSED_REQUESTS_SLACK, REFUSED_WINDOW};
+use super::super::metadata::METADATA_PIECE_LEN;
+use super::{
+    ANSWER_BYTES_MAX, Channel, ChannelEvent, Out, REFUSED_REQUESTS_SLACK, REFUSED_WINDOW, hashes_of,
+};
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, GeometryError, PIECE_COUNT_MAX};
 
@@ -64,6 +67,7 @@ impl Channel {
                 if self.out_bytes > ANSWER_BYTES_MAX {
                     self.send_hash_reject(request);
                 } else {
+                    self.charge_answer(now, u64::from(hashes_of(&request)) * 32);
                     self.events.push_back(ChannelEvent::HashRequest(request));
                 }
             }
@@ -122,6 +126,12 @@ impl Channel {
     fn count_chatter(&mut self, now: Instant) -> Result<(), LinkError> {
         let is_flood = !self.chatter.spend(now);
         if is_flood { Err(LinkError::Flood { what: "chatter" }) } else { Ok(()) }
+    }
+
+    /// Charges a question by the answer that it asks for. One that is refused at once costs no work, and
+    /// is chatter.
+    fn charge_answer(&mut self, now: Instant, len_bytes: u64) {
+        self.paused_until = self.answers.pay(now, len_bytes);
     }
 
     fn handle_choke(&mut self) {
@@ -269,7 +279,7 @@ impl Channel {
                 self.peer_extended = Some(extended.clone());
                 self.events.push_back(ChannelEvent::Extended(extended));
             }
-            ours::METADATA => self.handle_metadata(MetadataMessage::decode(payload)?)?,
+            ours::METADATA => self.handle_metadata(now, MetadataMessage::decode(payload)?)?,
             ours::DONT_HAVE => {
                 let raw = decode_dont_have(payload)?;
                 if let Some(geometry) = &self.config.geometry {
@@ -293,14 +303,21 @@ impl Channel {
         Ok(())
     }
 
-    fn handle_metadata(&mut self, message: MetadataMessage<'_>) -> Result<(), LinkError> {
+    fn handle_metadata(
+        &mut self,
+        now: Instant,
+        message: MetadataMessage<'_>,
+    ) -> Result<(), LinkError> {
         let event = match message {
+            // Who has not said under which number it takes answers gets none.
+            MetadataMessage::Request { .. } if !self.can_metadata() => return Ok(()),
             MetadataMessage::Request { index } => {
                 self.check_replies()?;
                 if self.out_bytes > ANSWER_BYTES_MAX {
                     self.send_metadata_reject(index);
                     return Ok(());
                 }
+                self.charge_answer(now, u64::from(METADATA_PIECE_LEN));
                 ChannelEvent::MetadataRequest { index }
             }
             MetadataMessage::Data { index, total_len_bytes, data } => {

@@ -227,3 +227,91 @@ fn answers_that_are_not_taken_are_bounded() {
     let error = flood(&mut bench, &question, 5000).expect("a flood");
     assert!(matches!(error, LinkError::Flood { .. }), "{error}");
 }
+
+/// A BEP 9 question.
+const METADATA_QUESTION: Message<'_> =
+    Message::Extended { id: 1, payload: b"d8:msg_typei0e5:piecei0ee" };
+
+/// Who asked for the info dict and had not said under which number it takes answers (BEP 10) got none, and
+/// was credited with each all the same: it could ask for ever, at the speed of the line.
+#[test]
+fn questions_that_cannot_be_answered_are_chatter() {
+    let mut bench = serving();
+    let question = encoded(&[METADATA_QUESTION]);
+    let error = (0..5000).find_map(|_| {
+        let result = bench.receive(&question);
+        for event in std::mem::take(&mut bench.events) {
+            let LinkEvent::Channel { event, .. } = event else { continue };
+            assert!(!matches!(event, ChannelEvent::MetadataRequest { .. }), "for nothing");
+        }
+        bench.channel().send_metadata_piece(0, 16_384, &[0; 16_384]);
+        result.err()
+    });
+    assert_eq!(error, Some(LinkError::Flood { what: "chatter" }));
+}
+
+/// A question of 49 bytes may cost a millisecond. Who asks and takes the answers is served at a pace, by
+/// not being read meanwhile, and is not refused: an honest peer may be that fast.
+#[test]
+fn questions_are_taken_at_the_pace_of_their_answers() {
+    let hashes = HashRequest {
+        pieces_root: [7; 32],
+        base_layer: 0,
+        index: 0,
+        length: 8192,
+        proof_layers: 10,
+    };
+    let extended = Message::Extended { id: 0, payload: b"d1:md11:ut_metadatai3eee" };
+    let asked = |event: &ChannelEvent| {
+        let is_metadata = matches!(event, ChannelEvent::MetadataRequest { .. });
+        let is_hashes = matches!(event, ChannelEvent::HashRequest(_));
+        is_metadata || is_hashes
+    };
+    for (question, answer_bytes) in
+        [(Message::HashRequest(hashes), 8202 * 32), (METADATA_QUESTION, 16_384)]
+    {
+        let mut bench = serving();
+        bench.receive(&encoded(&[extended])).unwrap();
+        let question = encoded(&[question]);
+        let (start, mut events) = (bench.now, 0);
+        while bench.now < start + Duration::from_secs(60) {
+            // One at a time: bytes of the next wait in the socket.
+            if bench.receive_some(&question, usize::MAX).unwrap() == 0 {
+                let until = bench.link.poll_timeout();
+                assert!(bench.now < until && until <= bench.now + Duration::from_secs(1));
+                bench.now = until;
+                bench.link.handle_timeout(until).unwrap();
+            }
+            events += bench.channel_events().iter().filter(|event| asked(event)).count();
+            assert!(events < 50_000, "it is never paused");
+            bench.events.clear();
+            bench.channel().send_hashes(hashes, &[]); // as an answer it pays for the talk about it
+            bench.sent();
+        }
+        let rate = (events as f64) * f64::from(answer_bytes) / 60.0;
+        let (least, most) = (4.0 * 1_048_576.0, 4.0 * 1_048_576.0 + 9.0 * 1_048_576.0 / 60.0);
+        assert!((least..most * 1.01).contains(&rate), "{rate} bytes of answers a second");
+    }
+}
+
+/// Nobody is too slow with a message who is not read, however much he has asked for.
+#[test]
+fn a_pause_is_no_slowness_of_the_peer_and_has_an_end() {
+    // A receive that was planned for many blocks brings a thousand questions, and half of another.
+    let mut bench = Bench::asking(&all_blocks());
+    let hashes = HashRequest {
+        pieces_root: [7; 32],
+        base_layer: 0,
+        index: 0,
+        length: 8192,
+        proof_layers: 0,
+    };
+    let many = encoded(&vec![Message::HashRequest(hashes); 1000]);
+    assert_eq!(bench.receive_some(&many[..many.len() - 9], usize::MAX).unwrap(), many.len() - 9);
+    let (start, rest) = (bench.now, &many[many.len() - 9..]);
+    while bench.receive_some(rest, usize::MAX).unwrap() == 0 {
+        bench.now = bench.link.poll_timeout();
+        bench.link.handle_timeout(bench.now).unwrap();
+    }
+    assert_eq!(bench.now - start, Duration::from_secs(30), "ended, and not before");
+}
