@@ -19,6 +19,10 @@ pub struct Target {
     pub piece_len_bytes: u32,
     /// Pieces in all.
     pub piece_count: u32,
+    /// Root of the only file's tree of hashes (BEP 52).
+    pub pieces_root: [u8; 32],
+    /// Leaves of that tree, rounded up to a power of two.
+    pub leaf_count: u32,
 }
 
 /// A connection from an address of our choice in 127.0.0.0/8.
