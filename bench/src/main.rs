@@ -55,6 +55,8 @@ enum Workload {
     Latency(swarm::latency::Args),
     /// Shares of equal peers and of greedy ones, and what idle and slow ones cost the others.
     Fairness(swarm::fairness::Args),
+    /// One torrent over several shards on each side.
+    Shards(swarm::shards::Args),
     /// The drivers of our engine side by side, with syncs and without.
     Disk(swarm::disk::Args),
     /// Every workload that moves data, one after the other.
@@ -87,7 +89,7 @@ struct All {
 }
 
 /// The command lines of `all`.
-const FULL: [&str; 10] = [
+const FULL: [&str; 11] = [
     "seedleech",
     "seedleech --kinds v1,v2 --pinned",
     "seedleech --kinds v1 --cold",
@@ -96,11 +98,12 @@ const FULL: [&str; 10] = [
     "smalls",
     "latency",
     "fairness",
+    "shards",
     "disk",
     "disk --cold",
 ];
 /// And of `all --quick`: whoever is slow comes once.
-const QUICK: [&str; 11] = [
+const QUICK: [&str; 12] = [
     "seedleech --size 128MiB --kinds v1",
     "seedleech --size 128MiB --kinds v2,hybrid",
     "seedleech --size 128MiB --kinds v1 --pinned --who ringseed,libtorrent",
@@ -112,6 +115,7 @@ const QUICK: [&str; 11] = [
     "fairness --size 64MiB --seconds 1 --idle 500 --slow 50 --slow-pieces 4MiB --parts equal,crowd,idle \
      --who ringseed,libtorrent",
     "fairness --size 64MiB --slow 50 --slow-pieces 1MiB --parts slow",
+    "shards --size 128MiB",
     "disk --size 128MiB",
 ];
 
@@ -187,6 +191,7 @@ fn run(workload: &Workload) -> Report {
         Workload::Smalls(args) => swarm::smalls::run(args),
         Workload::Latency(args) => swarm::latency::run(args),
         Workload::Fairness(args) => swarm::fairness::run(args),
+        Workload::Shards(args) => swarm::shards::run(args),
         Workload::Disk(args) => swarm::disk::run(args),
         Workload::All(options) => all(options),
         Workload::Node(_) | Workload::Pump { .. } => unreachable!("handled above"),

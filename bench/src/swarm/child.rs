@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group};
 
 use crate::machine::{self, TICKS_PER_SECOND};
 
@@ -16,6 +16,8 @@ use crate::machine::{self, TICKS_PER_SECOND};
 const LOOK: Duration = Duration::from_millis(20);
 /// How often a file is looked for by which a program says that it is ready.
 const FILE_LOOK: Duration = Duration::from_millis(5);
+/// Who was asked to end has so long for it.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// Lines of a program that are shown when it fails.
 const LINES_SHOWN: usize = 12;
 
@@ -192,6 +194,17 @@ impl Program {
     /// Most resident memory so far, bytes; it must have been looked at while it ran.
     pub fn rss_peak_bytes(&self) -> u64 {
         self.rss_peak_bytes
+    }
+
+    /// Asks it to end, and waits a little so that it can say what it has counted.
+    pub fn interrupt(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::INT);
+        let begun = Instant::now();
+        while self.shared.said().exit.is_none() && begun.elapsed() < LAST_WORDS {
+            std::thread::sleep(FILE_LOOK);
+        }
+        // The last line may still be on its way through the pipe.
+        std::thread::sleep(LOOK);
     }
 
     /// Resident memory now, bytes.

@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> Report {
         // The list of values stands in the help of the flag.
         let list = help.split("--io-driver").nth(1).and_then(|rest| rest.split(']').next());
         if list.is_some_and(|list| list.split([' ', ',', ':', '\n']).any(|word| word == driver)) {
-            who.push(Box::new(Release { program: program.clone(), driver }));
+            who.push(Box::new(Release { driver, ..Release::new(program.clone()) }));
         } else {
             let text = format!("{} was built without the driver {driver}", program.display());
             bench.report.notes.push(text);

@@ -13,6 +13,7 @@ pub mod node;
 pub mod peers;
 pub mod seedleech;
 mod serve;
+pub mod shards;
 mod slow;
 pub mod smalls;
 pub mod table;
@@ -89,7 +90,7 @@ impl Bench {
         let ringseed = options.program();
         let mut who: Vec<Box<dyn Peer>> = Vec::new();
         if ringseed.exists() {
-            who.push(Box::new(Release { program: ringseed, driver: "auto" }));
+            who.push(Box::new(Release::new(ringseed)));
         } else {
             report.fail(format!("{} is missing: cargo build --release", ringseed.display()));
         }

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::arm::{Arm, Sample};
 use super::child::{self, Program, free_port};
 use super::data::{Payload, free_bytes, size_text};
@@ -23,6 +25,10 @@ const PATIENCE_MIN: Duration = Duration::from_secs(60);
 
 /// What a sample calls the bytes of the source that gave most, over the mean of all.
 pub const LARGEST_SOURCE: &str = "largest source over mean";
+
+/// The same of the shards of a leech by what they received, and of a seed by what they sent.
+pub const LEECH_SHARD: &str = "largest shard of the leech over mean";
+pub const SEED_SHARD: &str = "largest shard of the seed over mean";
 
 /// Who gives to whom.
 #[derive(Clone, Copy, Debug)]
@@ -276,11 +282,21 @@ impl Runner {
             cache: state.to_owned(),
             more: BTreeMap::new(),
         };
-        let shares = source_shares(&leeches);
-        if shares.len() > 1 {
-            let total: f64 = shares.iter().sum();
-            let most = shares.iter().copied().fold(0.0, f64::max);
-            sample.more.insert(LARGEST_SOURCE.into(), most * shares.len() as f64 / total);
+        if peer.sums_up() {
+            seeds.iter_mut().for_each(Program::interrupt);
+        }
+        let (seed, leech) = (seeds.first().and_then(counters), counters(&leeches[0]));
+        let (seed, leech) = (seed.unwrap_or_default(), leech.unwrap_or_default());
+        let past_cache = seed["read_direct_bytes"].as_f64().map(|bytes| bytes / gib / GIB);
+        let found = [
+            (LARGEST_SOURCE, largest_over_mean(&leech["sources"], "verified_bytes")),
+            (LEECH_SHARD, largest_over_mean(&leech["shards"], "payload_received_bytes")),
+            (SEED_SHARD, largest_over_mean(&seed["shards"], "payload_sent_bytes")),
+            ("read past the page cache, share", past_cache),
+            ("pieces hashed together", mean(&leech["hash_messages"], &leech["hash_calls"])),
+        ];
+        for (name, value) in found {
+            sample.more.extend(value.map(|value| (name.to_owned(), value)));
         }
         let mut commands: Vec<String> =
             seeds.iter().take(1).map(|one| one.command().to_owned()).collect();
@@ -315,15 +331,28 @@ impl Drop for Scratch {
     }
 }
 
-/// Bytes that each source gave, as `ringseed get` counts them when it ends.
-fn source_shares(leeches: &[Program]) -> Vec<f64> {
-    let Some(leech) = leeches.first() else { return Vec::new() };
-    let lines = leech.lines();
-    let mut parsed = lines.iter().rev().filter_map(|line| serde_json::from_str(line).ok());
-    let has_sources = |summary: &serde_json::Value| summary["counters"]["sources"].is_array();
-    let Some(summary) = parsed.find(has_sources) else { return Vec::new() };
-    let sources = summary["counters"]["sources"].as_array().cloned().unwrap_or_default();
-    sources.iter().filter_map(|source| source["verified_bytes"].as_f64()).collect()
+/// What `ringseed seed` or `get` counted, as it says when it ends.
+fn counters(program: &Program) -> Option<Value> {
+    let lines = program.lines();
+    let parsed = lines.iter().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut summaries =
+        parsed.filter(|found| found["counters"].is_object() && found["event"].is_null());
+    summaries.next().map(|mut summary| summary["counters"].take())
+}
+
+fn mean(sum: &Value, count: &Value) -> Option<f64> {
+    sum.as_f64()
+        .zip(count.as_f64())
+        .filter(|(_, count)| *count > 0.0)
+        .map(|(sum, count)| sum / count)
+}
+
+/// The largest of a counter over the mean of all, where there are several.
+fn largest_over_mean(of: &Value, key: &str) -> Option<f64> {
+    let values: Vec<f64> = of.as_array()?.iter().filter_map(|one| one[key].as_f64()).collect();
+    let total: f64 = values.iter().sum();
+    let most = values.iter().copied().fold(0.0, f64::max);
+    (values.len() > 1 && total > 0.0).then(|| most * values.len() as f64 / total)
 }
 
 /// `perf stat` on a process: how many system calls it makes.
@@ -357,4 +386,81 @@ fn first_line(text: &str) -> String {
     let last = lines.next_back().unwrap_or_default();
     let short: String = first.chars().take(160).collect();
     format!("{short} {last}").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use ringseed_core::geometry::Kind;
+
+    use super::super::child::Sign;
+    use super::super::data::Plan;
+    use super::super::peers::Fetching;
+    use super::*;
+
+    /// Copies files, and changes one byte if it `breaks` them.
+    struct Copier {
+        breaks: bool,
+    }
+
+    impl Peer for Copier {
+        fn name(&self) -> String {
+            if self.breaks { "ringseed, broken".into() } else { "copier".into() }
+        }
+
+        fn version(&self) -> String {
+            "1".into()
+        }
+
+        fn settings(&self) -> String {
+            String::new()
+        }
+
+        fn takes(&self, _: &Payload) -> bool {
+            true
+        }
+
+        fn seed(&self, _: &Job) -> Result<Option<Program>, String> {
+            Ok(None)
+        }
+
+        fn leech(&self, job: &Job) -> Result<Fetching, String> {
+            let harm = "printf x | dd of=\"$2/a.bin\" bs=1 seek=40000 conv=notrunc status=none";
+            let script = format!(
+                "cp \"$1\"/* \"$2\"{}",
+                if self.breaks { format!("; {harm}") } else { String::new() }
+            );
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, "sh"]).arg(&job.payload.root).arg(&job.folder);
+            std::fs::create_dir_all(&job.folder).map_err(|error| error.to_string())?;
+            let program = Program::start(command, &job.home, job.core)?;
+            Ok(Fetching { program, begins: Sign::Exec, done: Sign::Exit, clock: None })
+        }
+    }
+
+    /// A run that ends with another byte than was sent is void: it enters no median, and where it is ours
+    /// the report fails.
+    #[test]
+    fn a_run_with_a_wrong_byte_is_void() {
+        let dir = std::env::temp_dir().join(format!("bench-turns-{}", std::process::id()));
+        let plans = [Plan::file("a.bin", 100_000)];
+        let payload = Payload::make(&dir, Kind::V1, 16 << 10, &plans, 1).unwrap();
+        let runner = Runner {
+            dir: dir.clone(),
+            turns: 2,
+            others: Others::look(),
+            patience: Duration::from_secs(60),
+            warms_up: true,
+            counts_calls: false,
+        };
+        let mut report = Report::new("test");
+        let (good, bad) = (Copier { breaks: false }, Copier { breaks: true });
+        let arms = runner.compare("a file", &payload, Shape::PAIR, &[&good, &bad], &mut report);
+        assert_eq!(arms[0].samples.len(), 2, "{:?}", arms[0].remarks);
+        assert!(arms[1].samples.is_empty());
+        assert!(report.failures.iter().any(|text| text.contains("not what was sent")));
+        assert!(!dir.join("run").exists(), "a run leaves nothing");
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -349,6 +349,9 @@ mod tests {
             for part in bytes.chunks(997) {
                 stream.write_all(part).unwrap();
             }
+            // Hanging up with requests unread would take back what was sent.
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
         });
         let torrent = torrent(70_000);
         let mut wire = Wire::dial(addr, Ipv4Addr::LOCALHOST, &torrent, 1).unwrap();
@@ -357,6 +360,7 @@ mod tests {
         let blocks = blocks_from(torrent.info().geometry(), 0);
         let ended = drain(&mut wire, blocks, 4, None, until, &counted);
         assert!(ended.is_err(), "the server went away");
+        drop(wire);
         assert_eq!(counted.load(Ordering::Relaxed), 8000);
         server.join().unwrap();
     }

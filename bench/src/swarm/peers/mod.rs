@@ -101,6 +101,11 @@ pub trait Peer: Sync {
         true
     }
 
+    /// Whether a seed that is asked to end says what it has counted.
+    fn sums_up(&self) -> bool {
+        false
+    }
+
     /// Whether several can exchange what they have.
     fn swarms(&self) -> bool {
         true

@@ -13,13 +13,25 @@ pub struct Release {
     pub program: PathBuf,
     /// `auto`, `uring`, `epoll`.
     pub driver: &'static str,
+    /// Shards of the seed and of the leech; as it likes without.
+    pub shards: Option<(u32, u32)>,
+}
+
+impl Release {
+    /// As a user runs it.
+    pub fn new(program: PathBuf) -> Release {
+        Release { program, driver: "auto", shards: None }
+    }
 }
 
 impl Peer for Release {
     fn name(&self) -> String {
-        match self.driver {
-            "auto" => "ringseed".into(),
-            driver => format!("ringseed --io-driver {driver}"),
+        match (self.driver, self.shards) {
+            ("auto", None) => "ringseed".into(),
+            ("auto", Some((seed, leech))) => {
+                format!("ringseed, shards: seed {seed}, leech {leech}")
+            }
+            (driver, _) => format!("ringseed --io-driver {driver}"),
         }
     }
 
@@ -36,10 +48,17 @@ impl Peer for Release {
         payload.torrents.len() == 1
     }
 
+    fn sums_up(&self) -> bool {
+        true
+    }
+
     fn seed(&self, job: &Job) -> Result<Option<Program>, String> {
         let mut command = Command::new(&self.program);
         command.args(["--json", "seed", "--no-trackers", "--io-driver", self.driver]);
         command.arg("--listen").arg(job.addr.to_string()).arg("--data").arg(&job.folder);
+        if let Some((shards, _)) = self.shards {
+            command.args(["--shards", &shards.to_string()]);
+        }
         command.arg("--").args(&job.payload.torrents);
         let mut seed = job.start(command)?;
         seed.wait(&Sign::line("\"addr\""), START_MAX)?;
@@ -50,6 +69,9 @@ impl Peer for Release {
         let mut command = Command::new(&self.program);
         command.args(["--json", "get", "--no-trackers", "--io-driver", self.driver]);
         command.arg("--data").arg(&job.folder);
+        if let Some((_, shards)) = self.shards {
+            command.args(["--shards", &shards.to_string()]);
+        }
         for peer in &job.peers {
             command.args(["--peer", &peer.to_string()]);
         }
