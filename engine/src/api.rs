@@ -323,6 +323,29 @@ pub struct ListingStatus {
     pub wasted_bytes: u64,
 }
 
+/// Caps on payload, in bytes per second; `None` is no cap. Rates below one block (16 KiB) per second are
+/// taken as one block per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// What is sent.
+    pub upload: Option<u64>,
+    /// What is received.
+    pub download: Option<u64>,
+}
+
+/// What a cap is on. Payload counts for every scope that it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The engine.
+    All,
+    /// The market's members together, see [`Engine::set_members`](crate::Engine::set_members).
+    Members,
+    /// All other peers together.
+    Others,
+    /// One listing.
+    Listing(ListingId),
+}
+
 /// The engine, at the moment of asking. Counters only grow; rates are over the last second or so.
 #[derive(Clone, Debug, Default)]
 pub struct EngineStatus {

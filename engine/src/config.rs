@@ -55,6 +55,11 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Payload bytes per second sent at most; `None` is unlimited.
     pub upload_rate_max: Option<u64>,
+    /// Payload bytes per second received at most; `None` is unlimited.
+    pub download_rate_max: Option<u64>,
+    /// Sends long buffers without copying them (`SENDMSG_ZC`) where the kernel does so, until it says that
+    /// it copies them all the same. Worth it on fast network cards, a loss on loopback.
+    pub zero_copy_send: bool,
     /// `false` skips every sync: for tests and scratch data. After a power cut nothing is promised.
     pub durable: bool,
     /// Connections at most, over all listings, in both directions.
@@ -126,9 +131,11 @@ pub enum ConfigError {
         /// [`ARENA_LEN_BYTES_MAX`].
         max: usize,
     },
-    /// A rate of zero would stop serving silently; `set_serving(false)` says it openly.
-    #[error("upload_rate_max is {rate} bytes/s, less than one block per second")]
-    UploadRate {
+    /// A rate of zero would stop everything silently; `set_serving(false)` says it openly.
+    #[error("{name} is {rate} bytes/s, less than one block per second")]
+    Rate {
+        /// The field.
+        name: &'static str,
         /// What was given, bytes per second.
         rate: u64,
     },
@@ -169,6 +176,8 @@ impl Config {
             peer_id,
             state_dir: state_dir.into(),
             upload_rate_max: None,
+            download_rate_max: None,
+            zero_copy_send: false,
             durable: true,
             peers_max: 512,
             peers_per_listing_max: 256,
@@ -205,8 +214,11 @@ impl Config {
                 return Err(ConfigError::ShardArena { len_bytes, shards });
             }
         }
-        if let Some(rate) = self.upload_rate_max {
-            check_upload_rate(rate)?;
+        for (name, rate) in [
+            ("upload_rate_max", self.upload_rate_max),
+            ("download_rate_max", self.download_rate_max),
+        ] {
+            rate.map_or(Ok(()), |rate| check_rate(name, rate))?;
         }
         for (name, value) in [
             ("peers_max", self.peers_max),
@@ -274,8 +286,8 @@ impl Config {
 }
 
 /// Refuses a rate below one block (16 KiB) per second, which no request would ever get through.
-fn check_upload_rate(rate: u64) -> Result<(), ConfigError> {
-    if rate < 16 << 10 { Err(ConfigError::UploadRate { rate }) } else { Ok(()) }
+fn check_rate(name: &'static str, rate: u64) -> Result<(), ConfigError> {
+    if rate < 16 << 10 { Err(ConfigError::Rate { name, rate }) } else { Ok(()) }
 }
 
 const _: () = assert!(ARENA_LEN_BYTES_MIN >= 16 * EXTENT_LEN_BYTES);
@@ -326,7 +338,11 @@ mod tests {
         let small = Config { arena_len_bytes: 1 << 20, ..good.clone() };
         assert!(matches!(small.validate(), Err(ConfigError::ArenaLen { .. })));
         let slow = Config { upload_rate_max: Some(0), ..good.clone() };
-        assert_eq!(slow.validate(), Err(ConfigError::UploadRate { rate: 0 }));
+        let name = "upload_rate_max";
+        assert_eq!(slow.validate(), Err(ConfigError::Rate { name, rate: 0 }));
+        let slow = Config { download_rate_max: Some(9), ..good.clone() };
+        let name = "download_rate_max";
+        assert_eq!(slow.validate(), Err(ConfigError::Rate { name, rate: 9 }));
         let alone = Config { peers_max: 0, ..good.clone() };
         assert_eq!(alone.validate(), Err(ConfigError::Zero { name: "peers_max" }));
         let nowhere = Config { state_dir: PathBuf::new(), ..good };

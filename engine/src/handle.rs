@@ -21,7 +21,7 @@ use rustix::fs::FlockOperation;
 
 use crate::api::{
     AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingStatus,
-    Place, ShardStatus,
+    Place, Rates, Scope, ShardStatus,
 };
 use crate::config::Config;
 use crate::io::{self as drivers, DriverConfig, Running};
@@ -47,7 +47,7 @@ struct Inner {
     next_number: AtomicU64,
     /// One at a time looks whether a listing is there and adds it, where several shards might have it.
     adding: Mutex<()>,
-    rates: Mutex<Rates>,
+    rates: Mutex<Sampled>,
     events: std::sync::mpsc::Sender<Event>,
     /// Held for as long as the engine may write to the state folder.
     _lock: File,
@@ -63,7 +63,7 @@ struct ShardHandle {
 }
 
 /// The last sample that rates were taken from.
-struct Rates {
+struct Sampled {
     at: Instant,
     received: u64,
     sent: u64,
@@ -71,9 +71,9 @@ struct Rates {
     upload_rate: u64,
 }
 
-impl Rates {
+impl Sampled {
     fn new() -> Self {
-        Rates { at: Instant::now(), received: 0, sent: 0, download_rate: 0, upload_rate: 0 }
+        Sampled { at: Instant::now(), received: 0, sent: 0, download_rate: 0, upload_rate: 0 }
     }
 }
 
@@ -103,7 +103,7 @@ impl Engine {
             std::mem::take(&mut recovered.recovered),
             recovered.writer.slots(),
             seed,
-            config.upload_rate_max,
+            Rates { upload: config.upload_rate_max, download: config.download_rate_max },
         );
         let mut journal = Some(recovered);
         let of_shard = config.of_shard(shard_count);
@@ -114,7 +114,7 @@ impl Engine {
             local_addrs,
             next_number: AtomicU64::new(1),
             adding: Mutex::new(()),
-            rates: Mutex::new(Rates::new()),
+            rates: Mutex::new(Sampled::new()),
             events: events.clone(),
             _lock: lock,
         };
@@ -143,6 +143,7 @@ impl Engine {
                 // bounds of addresses are counted in one place.
                 listeners: std::mem::take(&mut listeners),
                 arena: Some(arena.clone()),
+                zero_copy_send: config.zero_copy_send,
                 thread_name: format!("ringseed-{index}"),
             };
             let waked = queue.clone();
@@ -311,10 +312,20 @@ impl Engine {
         self.inner.tell_all(|| Command::SetServing(serving));
     }
 
-    /// Caps the payload bytes sent per second; `None` lifts the cap. Rates below one block (16 KiB)
-    /// per second are taken as one block per second.
+    /// Caps payload from now on.
+    pub fn set_rates(&self, scope: Scope, rates: Rates) {
+        self.inner.mesh.limiter().set(scope, rates);
+        self.inner.tell_all(|| Command::RatesChanged);
+    }
+
+    /// The caps in force.
+    pub fn rates(&self, scope: Scope) -> Rates {
+        self.inner.mesh.limiter().rates(scope)
+    }
+
+    /// Caps the payload bytes sent per second over everything, and leaves the other cap as it is.
     pub fn set_upload_rate(&self, rate: Option<u64>) {
-        self.inner.tell_all(|| Command::SetUploadRate(rate));
+        self.set_rates(Scope::All, Rates { upload: rate, ..self.rates(Scope::All) });
     }
 
     /// The metainfo of a listing; `None` while it is not known, or for an unknown id.

@@ -23,7 +23,7 @@ mod tests;
 
 pub use api::{
     AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingState,
-    ListingStatus, Place, ShardStatus, SourceStatus, WaitReason,
+    ListingStatus, Place, Rates, Scope, ShardStatus, SourceStatus, WaitReason,
 };
 pub use config::{
     ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, ARENA_LEN_BYTES_OF_SHARD,

@@ -12,7 +12,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::Arena;
 use ringseed_sys::dir::DirHandle;
 
-use crate::api::{AddListing, Event, Identity, ListingId, ListingStatus, Place};
+use crate::api::{AddListing, Event, Identity, ListingId, ListingStatus, Place, Rates, Scope};
 use crate::config::Config;
 use crate::io::sim::{Crash, SimConfig, World};
 use crate::io::{Completion, Machine, Ops};
@@ -264,6 +264,12 @@ impl SimMarket {
         self.nodes[node].events.try_iter().collect()
     }
 
+    /// Caps payload of a node from now on.
+    pub fn set_rates(&mut self, node: usize, scope: Scope, rates: Rates) {
+        self.nodes[node].mesh.limiter().set(scope, rates);
+        self.command(node, Command::RatesChanged);
+    }
+
     /// The counters of a node's first shard; they begin anew with each life.
     pub fn counters(&self, node: usize) -> &Counters {
         &self.nodes[node].counters[0]
@@ -327,7 +333,7 @@ impl SimMarket {
             std::mem::take(&mut recovered.recovered),
             recovered.writer.slots(),
             seed,
-            config.upload_rate_max,
+            Rates::default(),
         );
         let (mut journal, state) = (Some(recovered), Arc::new(state));
         let now: Instant = self.world.now();

@@ -23,6 +23,8 @@ pub struct DriverConfig {
     pub listeners: Vec<OwnedFd>,
     /// The arena that most buffers come from, registered with a ring if the limits allow it.
     pub arena: Option<Arena>,
+    /// Whether to send without copying where that works, see [`crate::Config::zero_copy_send`].
+    pub zero_copy_send: bool,
     /// Name of the thread, at most 15 bytes are shown.
     pub thread_name: String,
 }
@@ -85,13 +87,21 @@ impl Driver {
             // The listeners must survive a failed try.
             let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
             match UringDriver::new(waker.clone(), duplicates, config.arena.as_ref()) {
-                Ok(driver) => return Ok(Driver::Uring(Box::new(driver))),
+                Ok(mut driver) => {
+                    if config.zero_copy_send {
+                        driver.use_zero_copy();
+                    }
+                    return Ok(Driver::Uring(Box::new(driver)));
+                }
                 Err(error) if config.driver == IoDriver::Uring => return Err(explain(error)),
                 Err(error) => {
                     let (reason, cure) = ringseed_sys::probe::explain_ring_error(&error);
                     tracing::warn!(%reason, %cure, "no io_uring: running on epoll, which is slower");
                 }
             }
+        }
+        if config.zero_copy_send {
+            tracing::info!("epoll sends by copying, whatever was asked for");
         }
         Ok(Driver::Epoll(Box::new(EpollDriver::new(waker.clone(), listeners)?)))
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ringseed_sys::arena::Arena;
 use ringseed_sys::file::DataFile;
 use ringseed_sys::net::{self, Blocking};
-use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket};
+use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket, ZeroCopyState};
 use ringseed_sys::wake::Waker;
 
 use super::disk::{DiskPool, Files, Job, canceled, refuse};
@@ -48,6 +48,8 @@ pub struct UringDriver {
     next_sock: u64,
     done: VecDeque<Completion>,
     registered_bytes: usize,
+    /// As it was when somebody was told.
+    zero_copy: ZeroCopyState,
 }
 
 struct Socket {
@@ -104,12 +106,44 @@ impl UringDriver {
             next_sock: 1,
             done: VecDeque::new(),
             registered_bytes,
+            zero_copy: ZeroCopyState::Unused,
         })
+    }
+
+    /// Sends long buffers without copying from now on, until the kernel says that it copies.
+    pub fn use_zero_copy(&mut self) {
+        if !self.ring.use_zero_copy() {
+            tracing::warn!("this kernel cannot send without copying (Linux 6.1 or newer can)");
+        }
+        self.zero_copy = self.ring.zero_copy();
+    }
+
+    /// Says once when the kernel has made sends without copying pointless.
+    fn watch_zero_copy(&mut self) {
+        let state = self.ring.zero_copy();
+        if std::mem::replace(&mut self.zero_copy, state) == state {
+            return;
+        }
+        match state {
+            ZeroCopyState::OffCopied => tracing::info!(
+                "the kernel copies what is sent all the same (as on loopback): zero-copy sends are off"
+            ),
+            ZeroCopyState::OffRefused(errno) => {
+                let error = io::Error::from_raw_os_error(errno);
+                tracing::warn!(%error, "zero-copy sends are refused and off; where it is memory, raise the memlock limit (ulimit -l, LimitMEMLOCK=)");
+            }
+            ZeroCopyState::Unused | ZeroCopyState::On => {}
+        }
     }
 
     /// Which flags the ring runs with, and how much of the arena is registered with it.
     pub fn detail(&self) -> String {
-        format!("{}, {} KiB of buffers registered", self.ring.mode(), self.registered_bytes >> 10)
+        let zero_copy = match self.zero_copy {
+            ZeroCopyState::On => ", zero-copy sends",
+            _ => "",
+        };
+        let registered = self.registered_bytes >> 10;
+        format!("{}, {registered} KiB of buffers registered{zero_copy}", self.ring.mode())
     }
 
     /// Runs the machine until it has stopped.
@@ -154,6 +188,9 @@ impl UringDriver {
         over.collect::<Vec<_>>().into_iter().for_each(|at| self.accept(at));
         while let Some(finished) = self.ring.next_finished() {
             self.handle(finished);
+        }
+        if self.zero_copy == ZeroCopyState::On {
+            self.watch_zero_copy();
         }
         if self.waker.take() {
             while let Some(report) = self.disk.try_report() {

@@ -100,6 +100,11 @@ pub(super) fn network_of(ip: IpAddr) -> IpAddr {
 }
 
 impl Door {
+    /// Whether an address is that of a member of the market.
+    pub fn is_member(&self, ip: IpAddr) -> bool {
+        self.members.contains(&network_of(ip))
+    }
+
     pub fn new() -> Self {
         Door {
             networks: BTreeMap::new(),
@@ -216,7 +221,7 @@ impl Shard {
     fn is_exempt(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         let is_spared = ip.is_loopback() && !self.config.limit_loopback;
-        is_spared || self.door.members.contains(&network_of(ip))
+        is_spared || self.door.is_member(ip)
     }
 
     /// The market's members: their connections are not counted by address.
@@ -254,7 +259,7 @@ impl Shard {
             .min_by_key(|(_, conn)| {
                 let ip = conn.addr.ip();
                 let held = std::cmp::Reverse(self.door.open_of(ip));
-                (self.door.members.contains(&network_of(ip)), held, conn.useful_at)
+                (self.door.is_member(ip), held, conn.useful_at)
             })
             .map(|(&id, _)| id);
         let Some(id) = victim else { return false };

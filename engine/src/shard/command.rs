@@ -77,8 +77,8 @@ pub enum Command {
     SetMembers(Vec<IpAddr>),
     /// Serve payload or not.
     SetServing(bool),
-    /// Cap on payload bytes sent per second.
-    SetUploadRate(Option<u64>),
+    /// Caps on payload have changed.
+    RatesChanged,
     /// Ask for the metainfo.
     Metainfo(ListingId, SyncSender<Option<KnownMetainfo>>),
     /// Ask for the listing of an identity.

@@ -28,10 +28,11 @@ impl Shard {
             Command::Remove(listing, delete_data) => self.remove_listing(listing, delete_data),
             Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),
-            Command::SetUploadRate(rate) => {
-                self.seat.mesh.set_upload_rate(rate);
+            Command::RatesChanged => {
                 let ids: Vec<ConnId> = self.conns.keys().copied().collect();
                 ids.into_iter().for_each(|id| self.queue_upload(id));
+                let listings: Vec<ListingId> = self.active.keys().copied().collect();
+                listings.into_iter().for_each(|listing| self.download_allowed(listing));
             }
             Command::Metainfo(listing, answer) => {
                 let _ = answer.send(self.known_metainfo(listing));

@@ -13,11 +13,11 @@ use std::time::Instant;
 
 use ringseed_core::wire::{Handshake, Link, WireId};
 
-use super::bucket::Bucket;
 use super::catalogue::Names;
 use super::command::CommandQueue;
+use super::limits::Limiter;
 use super::peer::{CloseReason, Who};
-use crate::api::ListingId;
+use crate::api::{ListingId, Rates};
 use crate::io::MovedSock;
 use crate::store::Recovered;
 use crate::store::journal::{JournalSlots, Record};
@@ -110,11 +110,9 @@ pub struct Mesh {
     running: AtomicUsize,
     /// A shard has stopped before all it did was settled.
     is_unclean: AtomicBool,
-    /// The cap on payload sent, over all shards: divided among them, the only one with peers would get
-    /// its part and no more.
-    bucket: Mutex<Bucket>,
-    /// There is a cap; without one nobody takes the lock.
-    is_capped: AtomicBool,
+    /// The caps on payload, over all shards: divided among them, the only one with peers would get its
+    /// part and no more.
+    limiter: Limiter,
     /// Connections that went from one shard to another.
     moved: AtomicU64,
 }
@@ -126,7 +124,7 @@ impl Mesh {
         recovered: Recovered,
         slots: JournalSlots,
         seed: u64,
-        upload_rate_max: Option<u64>,
+        rates: Rates,
     ) -> Arc<Mesh> {
         assert!(!queues.is_empty(), "an engine has a shard");
         Arc::new(Mesh {
@@ -138,8 +136,7 @@ impl Mesh {
             directory: RwLock::new(Names::new(seed.rotate_left(29))),
             conn_count: AtomicUsize::new(0),
             is_unclean: AtomicBool::new(false),
-            bucket: Mutex::new(Bucket::new(upload_rate_max)),
-            is_capped: AtomicBool::new(upload_rate_max.is_some()),
+            limiter: Limiter::new(rates),
             moved: AtomicU64::new(0),
         })
     }
@@ -233,30 +230,9 @@ impl Mesh {
         lock(&self.recovered)
     }
 
-    /// Caps the payload that all shards send together.
-    pub(super) fn set_upload_rate(&self, rate: Option<u64>) {
-        *lock(&self.bucket) = Bucket::new(rate);
-        self.is_capped.store(rate.is_some(), Ordering::Release);
-    }
-
-    /// Bytes that may be sent now; 0 in debt.
-    pub(super) fn sendable(&self, now: Instant) -> u64 {
-        match self.is_capped.load(Ordering::Acquire) {
-            true => lock(&self.bucket).available(now),
-            false => u64::MAX,
-        }
-    }
-
-    /// Counts payload as sent.
-    pub(super) fn spend(&self, bytes: u64) {
-        if self.is_capped.load(Ordering::Acquire) {
-            lock(&self.bucket).spend(bytes);
-        }
-    }
-
-    /// When to ask again after nothing could be sent.
-    pub(super) fn sendable_at(&self, now: Instant) -> Instant {
-        lock(&self.bucket).ready_at(now)
+    /// The caps on payload.
+    pub fn limiter(&self) -> &Limiter {
+        &self.limiter
     }
 
     /// Connections of all shards.

@@ -31,6 +31,7 @@ mod hints;
 mod journal;
 mod leaves;
 mod lifecycle;
+pub mod limits;
 mod listing;
 pub mod mesh;
 mod metadata;
@@ -329,6 +330,7 @@ impl Shard {
             Timer::Swarm(listing) => self.swarm_timeout(listing),
             Timer::Split(listing) => self.split_extents(listing),
             Timer::Metadata(listing) => self.metadata_timeout(listing),
+            Timer::Download(listing) => self.download_allowed(listing),
             Timer::Dispute(listing) => self.disputes_timeout(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
             Timer::Commit | Timer::Upload | Timer::Hash => {}

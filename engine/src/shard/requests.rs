@@ -5,16 +5,17 @@
 //! have nothing to send, TCP is idle.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringseed_core::bitfield::Bitfield;
-use ringseed_core::geometry::{BlockRef, PieceIndex};
+use ringseed_core::geometry::{BLOCK_LEN, BlockRef, PieceIndex};
 use ringseed_core::swarm::{Budget, PeerInfo, PeerKey, Planned, Swarm};
 use ringseed_core::wire::PeerId;
 use ringseed_sys::arena::ExtentMut;
 
 use super::Shard;
 use super::blame::Blame;
+use super::limits::{Allowance, Way};
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use super::timers::Timer;
@@ -35,7 +36,9 @@ pub(super) struct Requests {
     swarm: Option<Swarm>,
     keys: BTreeMap<ConnId, PeerKey>,
     conns: BTreeMap<PeerKey, ConnId>,
-    wake_at: Option<std::time::Instant>,
+    wake_at: Option<Instant>,
+    /// When the timer fires that a cap on what is received has set.
+    capped_until: Option<Instant>,
     is_split_set: bool,
 }
 
@@ -333,11 +336,19 @@ impl Shard {
             let Some(active) = self.active.get_mut(&listing) else { return };
             let Some(swarm) = &mut active.requests.swarm else { return };
             let Some(key) = swarm.poll_ready(&self.burden) else { break };
-            let mut budget = Budget { new_extents, blocks: PLAN_BLOCKS };
+            let Some(blocks) = self.blocks_allowed(listing, key) else { continue };
+            let Some(active) = self.active.get_mut(&listing) else { return };
+            let Some(swarm) = &mut active.requests.swarm else { return };
+            let mut budget = Budget { new_extents, blocks };
             let mut planned = Planned::default();
             swarm.plan(self.now, key, &mut budget, &mut planned);
-            let is_short = planned.short_of_budget;
+            // What a cap ends is no matter of the arena: a timer goes on with it.
+            let is_capped = blocks < PLAN_BLOCKS && budget.blocks == 0;
+            let is_short = planned.short_of_budget && !is_capped;
             let is_refused = !self.send_requests(listing, key, planned.requests);
+            if is_capped && self.blocks_allowed(listing, key).is_some() {
+                self.timers.set(self.now, Timer::Download(listing));
+            }
             if is_short || is_refused {
                 self.wait_for_arena(listing);
                 break;
@@ -354,6 +365,36 @@ impl Shard {
         }
     }
 
+    /// How many blocks a peer may be asked for now. `None`: caps forbid all, and a timer will wake it.
+    fn blocks_allowed(&mut self, listing: ListingId, key: PeerKey) -> Option<u32> {
+        let id = *self.active.get(&listing)?.requests.conns.get(&key)?;
+        match self.allowance(id, Way::Down) {
+            Allowance::Bytes(bytes) => {
+                let blocks = bytes / u64::from(BLOCK_LEN);
+                Some(u32::try_from(blocks).unwrap_or(PLAN_BLOCKS).min(PLAN_BLOCKS))
+            }
+            Allowance::NotBefore(at) => {
+                let requests = &mut self.active.get_mut(&listing)?.requests;
+                // One timer for the soonest; the others are looked at again when it fires.
+                if requests.capped_until.is_none_or(|until| at < until || until <= self.now) {
+                    requests.capped_until = Some(at);
+                    self.timers.set(at, Timer::Download(listing));
+                }
+                None
+            }
+        }
+    }
+
+    /// A cap on what is received allows more, or has changed.
+    pub(super) fn download_allowed(&mut self, listing: ListingId) {
+        let Some(active) = self.active.get_mut(&listing) else { return };
+        active.requests.capped_until = None;
+        if let Some(swarm) = &mut active.requests.swarm {
+            swarm.wake_all();
+            self.planning.insert(listing);
+        }
+    }
+
     /// Asks a peer for what was planned, with a buffer for each block. False when the arena had none.
     fn send_requests(&mut self, listing: ListingId, key: PeerKey, blocks: Vec<BlockRef>) -> bool {
         let Some(active) = self.active.get(&listing) else { return true };
@@ -361,6 +402,7 @@ impl Shard {
         let Some(&id) = active.requests.conns.get(&key) else { return true };
         let mut refused = Vec::new();
         let mut has_room = true;
+        let mut asked_bytes = 0;
         for block in blocks {
             let (extent, _) = geometry.extent_of(block);
             let is_filling = self.active[&listing].assembler.is_filling(extent);
@@ -379,8 +421,11 @@ impl Shard {
             let channel = self.conns.get_mut(&id).and_then(Conn::channel_mut);
             if !channel.is_some_and(|channel| channel.request(self.now, block)) {
                 refused.push(block);
+            } else {
+                asked_bytes += u64::from(block.len());
             }
         }
+        self.spend(id, Way::Down, asked_bytes);
         self.touched.insert(id);
         let Some(active) = self.active.get_mut(&listing) else { return true };
         if let Some(swarm) = &mut active.requests.swarm {

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
+use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
 use ringseed_sys::arena::ExtentMut;
 
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::limits::{Allowance, Counted, Way};
 use super::peer::{CloseReason, Conn, ConnId, Held, Served};
 use super::timers::Timer;
 use super::{Flight, Job, Shard};
@@ -88,14 +89,33 @@ impl Shard {
             if conn.sending.is_some() {
                 continue; // comes back when the send is done
             }
-            let available = self.seat.mesh.sendable(self.now);
-            if available < u64::from(BLOCK_LEN) {
-                conn.is_queued = true;
-                self.upload_round.push_front(id);
-                self.timers.set(self.seat.mesh.sendable_at(self.now), Timer::Upload);
-                return;
+            match self.allowance(id, Way::Up) {
+                Allowance::Bytes(available) => self.serve_conn(id, available),
+                Allowance::NotBefore(at) => {
+                    self.queue_upload(id);
+                    self.timers.set(at, Timer::Upload);
+                }
             }
-            self.serve_conn(id, available);
+        }
+    }
+
+    fn counted(&self, id: ConnId) -> Option<Counted> {
+        let conn = self.conns.get(&id)?;
+        let is_member = self.door.is_member(conn.addr.ip());
+        Some(Counted { listing: conn.listing?, is_member })
+    }
+
+    /// What may go over a connection now.
+    pub(super) fn allowance(&self, id: ConnId, way: Way) -> Allowance {
+        let none = Allowance::Bytes(u64::MAX);
+        self.counted(id)
+            .map_or(none, |counted| self.seat.mesh.limiter().allowance(way, counted, self.now))
+    }
+
+    /// Counts what goes over a connection.
+    pub(super) fn spend(&self, id: ConnId, way: Way, bytes: u64) {
+        if let Some(counted) = self.counted(id) {
+            self.seat.mesh.limiter().spend(way, counted, bytes);
         }
     }
 
@@ -164,7 +184,7 @@ impl Shard {
         let conn = self.conns.get_mut(&id).expect("looked up above");
         let spent = granted - budget;
         conn.deficit -= spent;
-        self.seat.mesh.spend(spent);
+        self.spend(id, Way::Up, spent);
         self.release_held(id, &geometry);
         self.touched.insert(id);
         let has_sent = spent > 0;

@@ -25,8 +25,10 @@ pub enum Timer {
     Commit,
     /// Whole pieces have waited long enough for others to be hashed with.
     Hash,
-    /// The upload bucket has refilled enough for a block.
+    /// A cap on what is sent allows a block again.
     Upload,
+    /// A cap on what is received allows a listing a block again.
+    Download(ListingId),
     /// The swarm of a listing looks again at a peer that starves.
     Swarm(ListingId),
     /// Verified pieces have waited long enough for the rest of their extent.

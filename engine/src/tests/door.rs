@@ -8,6 +8,7 @@ use std::sync::mpsc::{channel, sync_channel};
 use ringseed_sys::arena::Arena;
 
 use super::*;
+use crate::Rates;
 use crate::io::{
     Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SendBuf, SockId,
 };
@@ -66,7 +67,7 @@ impl Hand {
             std::mem::take(&mut recovered.recovered),
             recovered.writer.slots(),
             1,
-            config.upload_rate_max,
+            Rates::default(),
         );
         let parts = ShardParts {
             arena: Arena::new(config.arena_len_bytes).unwrap(),

@@ -5,6 +5,7 @@ mod cold;
 mod door;
 mod hostile;
 mod journal;
+mod limits;
 mod magnet;
 mod metadata;
 mod peers;

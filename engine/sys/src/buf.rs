@@ -48,7 +48,7 @@ pub enum SendPart {
 
 /// What one vectored send carries. The driver sends *all* of it (resuming short sends) before it
 /// completes the operation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SendBuf {
     /// Headers and small messages, back to back.
     pub small: Vec<u8>,

@@ -10,7 +10,7 @@ use ringseed_sys::net::{self, Blocking};
 
 use super::*;
 use crate::config::IoDriver;
-use crate::io::{DriverConfig, OpenMode, ReadPath, Running, start};
+use crate::io::{DriverConfig, OpenMode, ReadPath, Running, SendBuf, SendPart, start};
 
 struct Node {
     orders: Arc<Mutex<Orders>>,
@@ -37,13 +37,18 @@ fn fresh_folder() -> PathBuf {
 }
 
 pub(super) fn rig(driver: IoDriver) -> Box<dyn Rig> {
+    rig_of(driver, false)
+}
+
+fn rig_of(driver: IoDriver, zero_copy: bool) -> Box<RealRig> {
     let arena = extents(64);
     let folder = fresh_folder();
-    let nodes = (0..2).map(|number| node(driver, &arena, folder.join(format!("n{number}"))));
+    let root = |number| folder.join(format!("n{number}"));
+    let nodes = (0..2).map(|number| node(driver, zero_copy, &arena, root(number)));
     Box::new(RealRig { nodes: nodes.collect(), arena, folder })
 }
 
-fn node(driver: IoDriver, arena: &Arena, root: PathBuf) -> Node {
+fn node(driver: IoDriver, zero_copy_send: bool, arena: &Arena, root: PathBuf) -> Node {
     let listener =
         net::listen("127.0.0.1:0".parse().unwrap(), Blocking::No, net::DualStack::No).unwrap();
     let addr = net::local_addr(listener.as_fd()).unwrap();
@@ -52,6 +57,7 @@ fn node(driver: IoDriver, arena: &Arena, root: PathBuf) -> Node {
         driver,
         listeners: vec![listener],
         arena: Some(arena.clone()),
+        zero_copy_send,
         thread_name: "conformance".into(),
     };
     let shared = orders.clone();
@@ -190,6 +196,7 @@ fn epoll_takes_over_where_io_uring_is_forbidden() {
         driver: IoDriver::Uring,
         listeners: Vec::new(),
         arena: None,
+        zero_copy_send: false,
         thread_name: "refused".into(),
     };
     let (orders, told, _heard) = relay_parts();
@@ -202,7 +209,7 @@ fn epoll_takes_over_where_io_uring_is_forbidden() {
 fn each_driver_says_its_name() {
     for (driver, name) in [(IoDriver::Uring, "uring"), (IoDriver::Epoll, "epoll")] {
         let folder = fresh_folder();
-        let node = node(driver, &extents(1), folder.join("n"));
+        let node = node(driver, false, &extents(1), folder.join("n"));
         assert_eq!(node.running.driver, name);
         assert!(!node.running.detail.is_empty());
         node.orders.lock().unwrap().stop();
@@ -252,4 +259,42 @@ fn accepting_pauses_when_descriptors_run_out() {
         drop(clients);
         bench.stop();
     }
+}
+
+/// Long sends go without copying until the kernel says that on loopback it copies; what arrives is the
+/// same on both sides of that moment, and no buffer stays behind.
+#[test]
+fn what_is_sent_without_copying_arrives_whole() {
+    let mut rig = rig_of(IoDriver::Uring, true);
+    assert!(rig.nodes[0].running.detail.contains("zero-copy"), "{}", rig.nodes[0].running.detail);
+    let addr = rig.addr(1);
+    rig.push(0, Op::Connect { id: OpId(1), addr, timeout: Duration::from_secs(5) });
+    let Done::Connected(Ok(out)) = rig.next(0).done else { panic!("not connected") };
+    let Done::Accepted { sock: sink, .. } = rig.next(1).done else { panic!("not accepted") };
+    for round in 0..40_u8 {
+        let mut extent = rig.arena().try_take().unwrap();
+        extent.fill(round);
+        let part = SendPart::Extent { extent: extent.freeze(), start: 0, len: EXTENT_LEN_BYTES };
+        let buf = SendBuf { small: Vec::new(), parts: vec![part] };
+        rig.push(0, Op::Send { id: OpId(2), sock: out, buf });
+        let mut left = EXTENT_LEN_BYTES;
+        let mut back = Some(RecvBuf {
+            small: Vec::new(),
+            extents: vec![rig.arena().try_take().unwrap()],
+            slots: vec![RecvSlot::Extent { extent: 0, start: 0, len: EXTENT_LEN_BYTES }],
+        });
+        while left > 0 {
+            let buf = back.take().expect("given back below");
+            rig.push(1, Op::Recv { id: OpId(3), sock: sink, buf });
+            let Done::Received(Ok(n), buf) = rig.next(1).done else { panic!("nothing received") };
+            assert!(buf.extents[0][..n].iter().all(|&byte| byte == round), "round {round}");
+            left -= n;
+            back = Some(buf);
+        }
+        let Done::Sent(Ok(()), buf) = rig.next(0).done else { panic!("not sent") };
+        assert_eq!(buf.len_bytes(), EXTENT_LEN_BYTES);
+    }
+    rig.push(0, Op::Close { sock: out });
+    rig.push(1, Op::Close { sock: sink });
+    (rig as Box<dyn Rig>).stop();
 }

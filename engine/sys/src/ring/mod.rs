@@ -8,8 +8,9 @@ mod setup;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod zero_copy;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,7 +25,9 @@ use crate::buf::{RecvBuf, SendBuf};
 use crate::file::{DataFile, Part, ReadPath};
 
 pub use setup::{Operation, RingError, RingMode, operations};
-use slot::{Active, Slots};
+use slot::{Active, Kept, Slots};
+use zero_copy::ZeroCopy;
+pub use zero_copy::ZeroCopyState;
 
 /// What the kernel is asked to do. Everything it needs is moved in and comes back with the
 /// [`Outcome`].
@@ -92,6 +95,9 @@ pub struct Ring {
     deadlines: BTreeSet<(Instant, u64)>,
     fixed: Option<Fixed>,
     accept_multishot: bool,
+    zero_copy: ZeroCopy,
+    /// Sends that are reported and still read by the kernel, by the name of the slot they had.
+    kept: HashMap<u64, Kept>,
 }
 
 /// The part of the arena that is registered as buffer 0.
@@ -133,7 +139,27 @@ impl Ring {
             deadlines: BTreeSet::new(),
             fixed: None,
             accept_multishot: true,
+            zero_copy: ZeroCopy::default(),
+            kept: HashMap::new(),
         }
+    }
+
+    /// Sends long buffers without copying them from now on (`IORING_OP_SENDMSG_ZC`, Linux 6.1), for as
+    /// long as that is what the kernel does. A send is reported when the socket has taken it; its
+    /// buffer stays the kernel's until the other end has it. `false`: this kernel has no such operation.
+    pub fn use_zero_copy(&mut self) -> bool {
+        let mut probe = io_uring::Probe::new();
+        let is_there = self.ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::SendMsgZc::CODE);
+        if is_there {
+            self.zero_copy.turn_on();
+        }
+        is_there
+    }
+
+    /// Whether sends go without copying, and why not.
+    pub fn zero_copy(&self) -> ZeroCopyState {
+        self.zero_copy.state()
     }
 
     /// Which flags the kernel took.
@@ -202,9 +228,9 @@ impl Ring {
         self.ready.pop_front()
     }
 
-    /// Tasks that the kernel still works on.
+    /// Tasks that the kernel still works on, and sends that it still reads from.
     pub fn in_flight(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.kept.len()
     }
 
     /// Submits what was started and waits for an outcome, until `deadline` at most. Returns at once
@@ -269,6 +295,9 @@ impl Ring {
 
     /// Takes in one completion: the task goes on or ends.
     fn handle(&mut self, data: u64, result: i32, flags: u32) {
+        if cqueue::notif(flags) {
+            return self.handle_notice(data, result);
+        }
         let Some(active) = self.slots.get_mut(data) else {
             debug_assert!(false, "completion for no task");
             return;
@@ -276,9 +305,15 @@ impl Ring {
         if matches!(active.task, Task::Accept { .. }) {
             return self.handle_accept(data, result, flags);
         }
+        if cqueue::more(flags) {
+            active.notices_due += 1;
+        }
         let stop = active.stop;
         if stop.is_none() && result == -libc::EINTR {
             return self.arm(data);
+        }
+        if stop.is_none() && active.is_zero_copy && self.zero_copy.is_refusal(-result) {
+            return self.arm(data); // by copying
         }
         let result = match usize::try_from(result) {
             Ok(n) => Ok(n),
@@ -324,8 +359,28 @@ impl Ring {
         }
     }
 
+    /// The kernel no longer reads the buffer of a zero-copy send.
+    fn handle_notice(&mut self, data: u64, result: i32) {
+        self.zero_copy.count_notice(result);
+        if let Some(active) = self.slots.get_mut(data) {
+            active.notices_due -= 1;
+        } else if let Some(kept) = self.kept.get_mut(&data) {
+            kept.notices_due -= 1;
+            if kept.notices_due == 0 {
+                let kept = self.kept.remove(&data).expect("just seen");
+                self.slots.recycle(kept.args);
+            }
+        }
+    }
+
     fn finish(&mut self, data: u64, result: io::Result<usize>) {
         let Some(active) = self.slots.remove(data) else { return };
+        if active.notices_due > 0 {
+            let (finished, kept) = active.finish_early(result);
+            self.kept.insert(data, kept);
+            self.ready.push_back(finished);
+            return;
+        }
         if let Some(deadline) = active.deadline() {
             self.deadlines.remove(&(deadline, data));
         }
@@ -352,6 +407,7 @@ impl Ring {
     /// Hands the task, or what is left of it, to the kernel.
     fn arm(&mut self, data: u64) {
         let multishot = self.accept_multishot;
+        let zero_copy = self.zero_copy;
         let Some(active) = self.slots.get_mut(data) else { return };
         let args = active.args.as_mut();
         let part = active.part;
@@ -376,11 +432,19 @@ impl Ring {
                 let header = args.expect("prepared").header();
                 opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header).build()
             }
-            Task::Send { socket, .. } => {
+            Task::Send { socket, buf } => {
                 // WAITALL makes the kernel itself resume a short send.
                 let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
                 let header = args.expect("prepared").header();
-                opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build()
+                let fd = Fd(socket.as_raw_fd());
+                active.is_zero_copy = zero_copy.is_for(buf);
+                match active.is_zero_copy {
+                    true => opcode::SendMsgZc::new(fd, header)
+                        .ioprio(zero_copy::REPORT_USAGE)
+                        .flags(flags)
+                        .build(),
+                    false => opcode::SendMsg::new(fd, header).flags(flags).build(),
+                }
             }
             Task::Read { file, buf, .. } => {
                 let fd = Fd(file.fd(part.direct).as_raw_fd());
@@ -468,6 +532,7 @@ impl Drop for Ring {
         if self.in_flight() > 0 {
             // The kernel may still write into these buffers: leaked is better than freed.
             std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(std::mem::take(&mut self.kept));
             std::mem::forget(self.fixed.take());
         }
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Finished, Outcome, Task};
 use crate::arena::EXTENT_LEN_BYTES;
-use crate::buf::IoVecs;
+use crate::buf::{IoVecs, SendBuf};
 use crate::file::{Part, Plan, ReadPath};
 
 /// Slots with generations. A name is `generation << 32 | index`, so that a completion that comes
@@ -32,6 +32,17 @@ pub(super) struct Active {
     path: ReadPath,
     /// The error to end with whatever the kernel says: cancelled or timed out.
     pub(super) stop: Option<i32>,
+    /// The send was handed over without copying.
+    pub(super) is_zero_copy: bool,
+    /// Completions of zero-copy sends after which the kernel still reads the buffer.
+    pub(super) notices_due: u32,
+}
+
+/// What the kernel still reads of a send that is over for everybody else.
+pub(super) struct Kept {
+    _buf: SendBuf,
+    pub(super) args: Option<KernelArgs>,
+    pub(super) notices_due: u32,
 }
 
 /// What to do after a completion.
@@ -115,6 +126,8 @@ impl Active {
             done_bytes: 0,
             path: ReadPath::Buffered,
             stop: None,
+            is_zero_copy: false,
+            notices_due: 0,
         }
     }
 
@@ -221,6 +234,18 @@ impl Active {
             }
             None => false,
         }
+    }
+
+    /// The outcome of a zero-copy send that the socket has taken, and what the kernel still reads of it. A
+    /// copy of the buffer goes back: its extents stay shared. The socket is let go, for its end may be
+    /// what the kernel waits for.
+    pub(super) fn finish_early(self, result: io::Result<usize>) -> (Finished, Kept) {
+        let Task::Send { buf, .. } = self.task else {
+            unreachable!("nothing else goes without copying")
+        };
+        let outcome = Outcome::Sent(result.map(drop), buf.clone());
+        let kept = Kept { _buf: buf, args: self.args, notices_due: self.notices_due };
+        (Finished { token: self.token, outcome }, kept)
     }
 
     /// Gives the buffers back with the result.

@@ -255,3 +255,80 @@ fn more_tasks_than_entries_are_taken() {
     }
     assert_eq!(ring.in_flight(), 0);
 }
+
+/// On loopback the kernel copies, so that this sees both the notices and the end of it.
+#[test]
+fn zero_copy_sends_arrive_whole_and_stop_where_the_kernel_copies() {
+    let arena = Arena::new(40 * EXTENT_LEN_BYTES).unwrap();
+    let mut ring = Ring::new(64).unwrap();
+    let (a, b) = pair(&mut ring);
+    if !ring.use_zero_copy() {
+        return; // before Linux 6.1
+    }
+    for round in 0..20_u8 {
+        let mut extent = arena.try_take().unwrap();
+        extent.fill(round);
+        let part = SendPart::Extent { extent: extent.freeze(), start: 0, len: EXTENT_LEN_BYTES };
+        let parts = vec![SendPart::Small { start: 0, len: 1 }, part];
+        let buf = SendBuf { small: vec![round], parts };
+        ring.start(3, Task::Send { socket: a.clone(), buf });
+        let (mut got, mut is_sent) = (0, false);
+        let slot = RecvSlot::Extent { extent: 0, start: 0, len: EXTENT_LEN_BYTES };
+        let extents = vec![arena.try_take().unwrap()];
+        let buf = RecvBuf { small: Vec::new(), extents, slots: vec![slot] };
+        ring.start(4, Task::Recv { socket: b.clone(), buf });
+        while got <= EXTENT_LEN_BYTES || !is_sent {
+            match next(&mut ring).outcome {
+                Outcome::Received(Ok(n), buf) => {
+                    assert!(buf.extents[0][..n].iter().all(|&byte| byte == round));
+                    got += n;
+                    if got <= EXTENT_LEN_BYTES {
+                        ring.start(4, Task::Recv { socket: b.clone(), buf });
+                    }
+                }
+                Outcome::Sent(Ok(()), buf) => {
+                    assert_eq!(buf.len_bytes(), EXTENT_LEN_BYTES + 1);
+                    is_sent = true;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, EXTENT_LEN_BYTES + 1);
+    }
+    assert_eq!(ring.zero_copy(), ZeroCopyState::OffCopied);
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while ring.in_flight() > 0 {
+        assert!(Instant::now() < give_up, "a notice is missing");
+        ring.wait(Some(Instant::now() + Duration::from_millis(10))).unwrap();
+    }
+    assert_eq!(arena.in_use(), 0);
+}
+
+/// The kernel reads from a buffer until the other end has taken it, long after the send is reported. It
+/// stays, also when the connection is closed meanwhile, and closing is what frees it.
+#[test]
+fn zero_copy_buffers_outlive_their_report_but_not_their_connection() {
+    let arena = Arena::new(4 * EXTENT_LEN_BYTES).unwrap();
+    let mut ring = Ring::new(64).unwrap();
+    let (a, b) = pair(&mut ring);
+    if !ring.use_zero_copy() {
+        return;
+    }
+    let extent = arena.try_take().unwrap().freeze();
+    let part = SendPart::Extent { extent, start: 0, len: EXTENT_LEN_BYTES };
+    let buf = SendBuf { small: Vec::new(), parts: vec![part] };
+    let ticket = ring.start(3, Task::Send { socket: a, buf });
+    match next(&mut ring).outcome {
+        Outcome::Sent(Ok(()), buf) => drop(buf),
+        other => panic!("{other:?}"),
+    }
+    ring.cancel(ticket); // nothing to cancel, and no second outcome
+    drop(b);
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while ring.in_flight() > 0 {
+        assert!(Instant::now() < give_up, "the notice is missing");
+        ring.wait(Some(Instant::now() + Duration::from_millis(10))).unwrap();
+        assert!(ring.next_finished().is_none());
+    }
+    assert_eq!(arena.in_use(), 0);
+}
