@@ -199,6 +199,8 @@ fn a_market_by_hand() {
     let status = market.at(4, &["status"]).expect_code(0).stdout;
     assert!(status.contains("IN SYNC"), "{status}");
 
+    limits_change_while_it_runs(&market, &copied);
+
     // Removal: only by who offered it; both kinds are gone everywhere but from the user's folder.
     for infohash in [&copied, &in_place] {
         let refused = market.at(2, &["listing", "rm", infohash]).expect_code(11);
@@ -226,6 +228,31 @@ fn a_market_by_hand() {
         assert_eq!(ended.code, Some(0), "{}: {}", node.name, ended.stderr);
     }
     assert_eq!(before, digest_tree(&scratch.join("source")), "the source was touched");
+}
+
+/// Caps are shown, changed one at a time and lifted; what makes no sense is refused.
+fn limits_change_while_it_runs(market: &Market, listing: &str) {
+    let limits = |args: &[&str]| {
+        let args = [&["limit"], args, &["--json"]].concat();
+        market.at(4, &args).expect_code(0).json()["limits"].clone()
+    };
+    let none = limits(&[]);
+    assert_eq!(none[0], serde_json::json!({"scope": "all", "up": null, "down": null}));
+    limits(&["--up", "40MB/s"]);
+    limits(&["--members", "--down", "30MB/s"]);
+    let set = limits(&["--listing", &listing[..8], "--up", "20MB/s", "--down", "10MB/s"]);
+    assert_eq!(set[0]["up"], 40_000_000);
+    assert_eq!((&set[1]["up"], &set[1]["down"]), (&Value::Null, &Value::from(30_000_000)));
+    assert_eq!((set[3]["scope"].as_str(), &set[3]["down"]), (Some(listing), &10_000_000.into()));
+    let status = market.at(4, &["status", "--json"]).expect_code(0).json();
+    assert_eq!(status["payload"]["uplink"], 40_000_000, "{status}");
+    limits(&["--listing", listing, "--up", "none", "--down", "none"]);
+    limits(&["--members", "--down", "none"]);
+    assert_eq!(limits(&["--up", "none"]), none);
+    let said = market.at(4, &["limit"]).expect_code(0).stdout;
+    assert!(said.contains("members") && said.contains("none"), "{said}");
+    market.at(4, &["limit", "--listing", "00ff00ff", "--up", "none"]).expect_code(2);
+    market.at(4, &["limit", "--up", "1B/s"]).expect_code(2);
 }
 
 /// What must not begin: each is refused with the exit code of its family, and nothing is left behind.

@@ -39,9 +39,7 @@ const SEED_REPORT: Duration = Duration::from_secs(10);
 fn start(
     state_dir: &Path,
     listen: &[SocketAddr],
-    uplink: Option<u64>,
-    driver: &str,
-    shards: Option<u32>,
+    moving: &cli::Moving,
     peers_per_ip: Option<u32>,
     reporter: Reporter,
 ) -> Result<(Engine, Receiver<Event>, [u8; 20])> {
@@ -55,11 +53,13 @@ fn start(
     let mut config = Config::new(state_dir, peer_id);
     config.listen = listen.to_vec();
     config.dials_as_seed = true;
-    config.upload_rate_max = uplink;
-    config.io_driver = io_driver(driver);
-    config.shards = shards;
+    config.upload_rate_max = moving.uplink;
+    config.download_rate_max = moving.downlink;
+    config.zero_copy_send = moving.zero_copy_send;
+    config.io_driver = io_driver(&moving.io_driver);
+    config.shards = moving.shards;
     // Each of them needs an arena; what is asked for is given.
-    let arena_len_bytes = shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_MIN;
+    let arena_len_bytes = moving.shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_MIN;
     config.arena_len_bytes = config.arena_len_bytes.max(arena_len_bytes);
     if let Some(peers_per_ip) = peers_per_ip {
         config.peers_per_ip_max = peers_per_ip;
@@ -180,15 +180,8 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
     }
     let mut peers = sources::resolve_named(&args.peers)?;
     peers.extend(sources::resolve_hinted(&wanted.peers, reporter));
-    let (engine, events, peer_id) = start(
-        &args.data.join(STATE_DIR),
-        &args.listen,
-        None,
-        &args.io_driver,
-        args.shards,
-        None,
-        reporter,
-    )?;
+    let (engine, events, peer_id) =
+        start(&args.data.join(STATE_DIR), &args.listen, &args.moving, None, reporter)?;
     let add = AddListing {
         identity: wanted.identity.clone(),
         place: Place::Owned(args.data.clone()),
@@ -421,15 +414,8 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     torrents.iter().for_each(|metainfo| say_notes(metainfo, reporter));
     let peers = sources::resolve_named(&args.peers)?;
     let state = seed_state(&args.data)?;
-    let (engine, events, peer_id) = start(
-        &state,
-        &args.listen,
-        args.uplink,
-        &args.io_driver,
-        args.shards,
-        args.peers_per_ip,
-        reporter,
-    )?;
+    let (engine, events, peer_id) =
+        start(&state, &args.listen, &args.moving, args.peers_per_ip, reporter)?;
     let mut ids = Vec::new();
     for metainfo in &torrents {
         let added = engine.add(AddListing {

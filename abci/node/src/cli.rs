@@ -51,6 +51,8 @@ pub enum Command {
     Listing(Listing),
     /// Show a datatrust on one screen.
     Status(Status),
+    /// Show or change what a running datatrust may send and receive.
+    Limit(Limit),
     /// Write the `.torrent` file of a file or folder.
     Hash(Hash),
     /// Serve torrents without a market.
@@ -301,6 +303,62 @@ pub struct Status {
     pub node: Node,
 }
 
+/// `ringseed limit`.
+#[derive(Args, Clone, Debug)]
+pub struct Limit {
+    /// Send at most so much, such as 40MB/s; `none` lifts the cap.
+    #[arg(long, value_name = "RATE", value_parser = cap)]
+    pub up: Option<Cap>,
+    /// Receive at most so much.
+    #[arg(long, value_name = "RATE", value_parser = cap)]
+    pub down: Option<Cap>,
+    /// To and from all members of the market together.
+    #[arg(long, group = "scope")]
+    pub members: bool,
+    /// To and from everybody else together.
+    #[arg(long, group = "scope")]
+    pub others: bool,
+    /// Of one listing: its infohash or the first digits.
+    #[arg(long, value_name = "INFOHASH", group = "scope")]
+    pub listing: Option<String>,
+    /// Which datatrust to ask.
+    #[command(flatten)]
+    pub node: Node,
+}
+
+/// A cap as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cap {
+    /// There is to be none.
+    None,
+    /// Bytes per second.
+    Rate(u64),
+}
+
+fn cap(text: &str) -> Result<Cap, String> {
+    if text == "none" { Ok(Cap::None) } else { rate(text).map(Cap::Rate) }
+}
+
+/// Flags of `seed` and `get` about how payload moves.
+#[derive(Args, Clone, Debug)]
+pub struct Moving {
+    /// Cap what is sent, such as 40MB/s.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub uplink: Option<u64>,
+    /// Cap what is received.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub downlink: Option<u64>,
+    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
+    pub io_driver: String,
+    /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub shards: Option<u32>,
+    /// Send without copying (SENDMSG_ZC) for as long as the kernel does: for fast network cards.
+    #[arg(long)]
+    pub zero_copy_send: bool,
+}
+
 /// `ringseed hash`.
 #[derive(Args, Clone, Debug)]
 pub struct Hash {
@@ -361,15 +419,9 @@ pub struct Seed {
     /// Where trackers come from, besides the torrents.
     #[command(flatten)]
     pub trackers: Trackers,
-    /// Cap the upload, such as 40MB/s.
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    pub uplink: Option<u64>,
-    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
-    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
-    pub io_driver: String,
-    /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub shards: Option<u32>,
+    /// How payload moves.
+    #[command(flatten)]
+    pub moving: Moving,
     /// Connections that one address may make, this machine's own included. Without it an address of
     /// another machine may make 8, and this machine as many as it likes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -400,12 +452,9 @@ pub struct Get {
     /// Go on serving when complete, until Ctrl-C.
     #[arg(long)]
     pub seed_after: bool,
-    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
-    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
-    pub io_driver: String,
-    /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub shards: Option<u32>,
+    /// How payload moves.
+    #[command(flatten)]
+    pub moving: Moving,
     /// End when this process ends (used by `up`).
     #[arg(long, value_name = "PID", hide = true)]
     pub with_parent: Option<u32>,
@@ -464,6 +513,9 @@ mod tests {
             "ringseed init --dir /d1 --listen 127.0.0.1:7400 --consensus cometbft --genesis g.toml".into(),
             "ringseed abci --listen unix:/d1/abci.sock --dir /d1 --rpc 127.0.0.1:8400".into(),
             "ringseed abci --listen tcp:127.0.0.1:26658 --dir /d1 --snapshot-every 100".into(),
+            "ringseed limit --up 40MB/s --down none --dir /d1".into(),
+            "ringseed limit --members --up 1GB/s".into(),
+            "ringseed limit --listing 5a5a --down 10MB/s".into(),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5 --plan"),
             format!("ringseed join 127.0.0.1:7400 --genesis {hash} --dir /d5"),
             "ringseed member admit 5a5a5a5a --dir /d1".into(),
@@ -508,6 +560,8 @@ mod tests {
             "ringseed get x.torrent --data d --peer nowhere",
             "ringseed seed x.torrent --data d",
             "ringseed up --uplink 0",
+            "ringseed limit --up fast",
+            "ringseed limit --members --others --up none",
             "ringseed check --data .",
             "ringseed check x.torrent --data . --io fast",
             "ringseed abci --dir /d1",

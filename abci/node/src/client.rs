@@ -1,12 +1,12 @@
-//! The commands that talk to a running datatrust: `member`, `listing`, `status`.
+//! The commands that talk to a running datatrust: `member`, `listing`, `status`, `limit`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::{self, Node};
-use crate::control::{self, Client, Request};
+use crate::cli::{self, Cap, Node};
+use crate::control::{self, Client, Limited, Request};
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 use crate::progress::Reporter;
@@ -97,6 +97,27 @@ pub fn listing(command: &cli::Listing, reporter: Reporter) -> Result<()> {
             add(path, *in_place, *wait, &folder_of(node)?, reporter)?;
         }
     }
+    Ok(())
+}
+
+/// `ringseed limit`.
+///
+/// # Errors
+/// What the datatrust answers.
+pub fn limit(args: &cli::Limit, reporter: Reporter) -> Result<()> {
+    let scope = match &args.listing {
+        Some(infohash) => Limited::Listing { infohash: infohash.clone() },
+        None if args.members => Limited::Members,
+        None if args.others => Limited::Others,
+        None => Limited::All,
+    };
+    let rate = |cap: Cap| match cap {
+        Cap::None => 0,
+        Cap::Rate(rate) => rate,
+    };
+    let request = Request::Limit { scope, up: args.up.map(rate), down: args.down.map(rate) };
+    let caps = control::ask(&folder_of(&args.node)?, &request)?;
+    print(&caps, reporter, render::limits);
     Ok(())
 }
 

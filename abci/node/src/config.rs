@@ -80,6 +80,10 @@ pub struct EngineSection {
     pub arena: String,
     /// Upload cap such as `40MB/s`; empty: none.
     pub uplink: String,
+    /// Download cap, likewise.
+    pub downlink: String,
+    /// Send without copying for as long as the kernel does.
+    pub zero_copy_send: bool,
     /// Connections at most.
     pub peers_max: u32,
     /// Connections that one address may make; members and this machine are not counted.
@@ -93,6 +97,8 @@ impl Default for EngineSection {
             shards: 0,
             arena: "64MiB".to_owned(),
             uplink: String::new(),
+            downlink: String::new(),
+            zero_copy_send: false,
             peers_max: 512,
             peers_per_ip_max: 8,
         }
@@ -132,6 +138,7 @@ impl Config {
         units::parse_bytes(&self.storage.reserve).map_err(|e| refuse("storage.reserve", e))?;
         units::parse_bytes(&self.engine.arena).map_err(|e| refuse("engine.arena", e))?;
         self.uplink().map_err(|e| refuse("engine.uplink", e))?;
+        self.downlink().map_err(|e| refuse("engine.downlink", e))?;
         for (key, value, allowed) in [
             ("engine.driver", &self.engine.driver, &["auto", "uring", "epoll"][..]),
             ("storage.direct_io", &self.storage.direct_io, &["auto", "off"][..]),
@@ -166,10 +173,15 @@ impl Config {
     /// # Errors
     /// [`Code::BadValue`] when it is no rate.
     pub fn uplink(&self) -> Result<Option<u64>> {
-        match self.engine.uplink.as_str() {
-            "" => Ok(None),
-            text => units::parse_rate(text).map(Some),
-        }
+        cap(&self.engine.uplink)
+    }
+
+    /// The download cap in bytes per second.
+    ///
+    /// # Errors
+    /// [`Code::BadValue`] when it is no rate.
+    pub fn downlink(&self) -> Result<Option<u64>> {
+        cap(&self.engine.downlink)
     }
 
     /// Where others reach the market's links.
@@ -268,6 +280,10 @@ insecure_plain = {insecure_plain}
 # arena = "64MiB"
 # Upload cap, such as "40MB/s". Empty: none.
 # uplink = ""
+# Download cap, likewise. `ringseed limit` changes both while it runs, for classes of peers and listings too.
+# downlink = ""
+# Send without copying (SENDMSG_ZC) for as long as the kernel does: for fast network cards.
+# zero_copy_send = false
 # Connections at most.
 # peers_max = 512
 # Connections that one address (a /64 in IPv6) may make. Members and this machine are not counted.
@@ -278,6 +294,10 @@ insecure_plain = {insecure_plain}
         payload_listen = market.payload_listen,
         insecure_plain = market.insecure_plain,
     )
+}
+
+fn cap(text: &str) -> Result<Option<u64>> {
+    if text.is_empty() { Ok(None) } else { units::parse_rate(text).map(Some) }
 }
 
 #[cfg(test)]
@@ -342,6 +362,9 @@ mod tests {
         assert_eq!(error.code, Code::ConfigValue);
         assert!(error.what.starts_with("engine.uplink"));
         config.engine.uplink = "40MB/s".to_owned();
+        config.engine.downlink = "slow".to_owned();
+        assert!(config.validate().unwrap_err().what.starts_with("engine.downlink"));
+        config.engine.downlink = "1GB/s".to_owned();
         config.engine.driver = "iocp".to_owned();
         assert!(config.validate().unwrap_err().what.contains("engine.driver"));
     }

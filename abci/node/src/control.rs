@@ -58,10 +58,14 @@ pub enum Request {
         /// Whether to serve.
         on: bool,
     },
-    /// Cap the upload.
-    Uplink {
-        /// Bytes per second; `None` lifts the cap.
-        rate: Option<u64>,
+    /// Change caps on payload, and tell all that are in force.
+    Limit {
+        /// What is capped.
+        scope: Limited,
+        /// Bytes per second sent; 0 lifts the cap, `None` leaves it.
+        up: Option<u64>,
+        /// Bytes per second received, likewise.
+        down: Option<u64>,
     },
     /// The app hash after a height.
     AppHash {
@@ -70,6 +74,23 @@ pub enum Request {
     },
     /// Stop in order.
     Shutdown,
+}
+
+/// What a cap is on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limited {
+    /// The datatrust.
+    All,
+    /// All members of the market together.
+    Members,
+    /// Everybody else together.
+    Others,
+    /// One listing.
+    Listing {
+        /// Infohash or its first digits.
+        infohash: String,
+    },
 }
 
 /// Longest line in bytes: info dict and piece layers of a listing of several TiB, in hex.
@@ -235,7 +256,11 @@ mod tests {
         for request in [
             Request::Status,
             Request::ListingAdd { path: "/a b\n".into(), in_place: true },
-            Request::Uplink { rate: None },
+            Request::Limit {
+                scope: Limited::Listing { infohash: "5a".into() },
+                up: None,
+                down: Some(0),
+            },
             Request::AppHash { height: 7 },
         ] {
             let mut line = Vec::new();

@@ -125,6 +125,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Member(command) => client::member(command, reporter),
         Command::Listing(command) => client::listing(command, reporter),
         Command::Status(args) => client::status(args, reporter),
+        Command::Limit(args) => client::limit(args, reporter),
         Command::Hash(args) => offline::hash(args, reporter).map(|made| print(&made)),
         Command::Seed(args) => bt::seed(args, reporter, print),
         Command::Get(args) => bt::get(args, reporter, print),

@@ -115,6 +115,18 @@ pub fn listing(row: &Value) -> String {
     out
 }
 
+/// `limit`.
+pub fn limits(caps: &Value) -> String {
+    let rate = |row: &Value, key: &str| row[key].as_u64().map_or("none".to_owned(), units::rate);
+    let line = |row: &Value| {
+        let scope = text(row, "scope");
+        let scope = scope.get(..12).unwrap_or(scope);
+        vec![scope.to_owned(), rate(row, "up"), rate(row, "down")]
+    };
+    let rows: Vec<_> = caps["limits"].as_array().into_iter().flatten().map(line).collect();
+    table(&["SCOPE", "UP", "DOWN"], &rows)
+}
+
 /// `member ls`.
 pub fn members(rows: &Value) -> String {
     let line = |row: &Value| {

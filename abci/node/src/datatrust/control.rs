@@ -2,16 +2,18 @@
 
 use std::io::BufReader;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use ringseed_engine::Scope;
 use ringseed_ledger::{DataHash, PublicKey, TxBody};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::book::Entry;
 use super::{Datatrust, import, report};
-use crate::control::{Request, answer, read_line, write_line};
+use crate::control::{Limited, Request, answer, read_line, write_line};
 use crate::error::{Code, Error, Result};
 use crate::units;
 
@@ -91,11 +93,7 @@ fn handle(
             trust.set_serving(on);
             Ok(json!({"serving": on}))
         }
-        Request::Uplink { rate } => {
-            trust.engine.set_upload_rate(rate);
-            *trust.uplink.lock().unwrap_or_else(PoisonError::into_inner) = rate;
-            Ok(json!({"uplink": rate}))
-        }
+        Request::Limit { scope, up, down } => limit(trust, &scope, up, down),
         Request::AppHash { height } => app_hash(trust, height),
         Request::Shutdown => {
             trust.interrupt.ask();
@@ -114,6 +112,57 @@ fn find_listing(trust: &Datatrust, text: &str) -> Result<[u8; 32]> {
         known.extend(view.tombstones().map(|stone| stone.id.0));
     }
     report::find_id(text, "listing", known.into_iter())
+}
+
+/// Changes caps, and tells all that are in force.
+fn limit(
+    trust: &Datatrust,
+    limited: &Limited,
+    up: Option<u64>,
+    down: Option<u64>,
+) -> Result<Value> {
+    let mut scopes = vec![
+        ("all".to_owned(), Scope::All),
+        ("members".to_owned(), Scope::Members),
+        ("others".to_owned(), Scope::Others),
+    ];
+    let scope = match limited {
+        Limited::All => Scope::All,
+        Limited::Members => Scope::Members,
+        Limited::Others => Scope::Others,
+        Limited::Listing { infohash } => {
+            let hash = find_listing(trust, infohash)?;
+            let id = trust.book().get(&hash).and_then(Entry::id).ok_or_else(|| {
+                Error::new(Code::Missing, format!("listing {infohash} is not at this datatrust"))
+            })?;
+            scopes.push((units::hex(&hash), Scope::Listing(id)));
+            Scope::Listing(id)
+        }
+    };
+    // Less than a block a second would stand still for ever.
+    const RATE_MIN: u64 = 16 << 10;
+    for rate in [up, down].into_iter().flatten() {
+        if (1..RATE_MIN).contains(&rate) {
+            return Err(Error::new(
+                Code::BadValue,
+                format!("{rate} B/s is less than a block a second"),
+            )
+            .cure("give 16KiB/s or more, or none"));
+        }
+    }
+    let mut rates = trust.engine.rates(scope);
+    let set = |rate: u64| (rate > 0).then_some(rate);
+    rates.upload = up.map_or(rates.upload, set);
+    rates.download = down.map_or(rates.download, set);
+    if up.is_some() || down.is_some() {
+        trust.engine.set_rates(scope, rates);
+        info!(?scope, ?rates, "limits");
+    }
+    let rows = scopes.into_iter().map(|(name, scope)| {
+        let rates = trust.engine.rates(scope);
+        json!({"scope": name, "up": rates.upload, "down": rates.download})
+    });
+    Ok(json!({"limits": rows.collect::<Vec<_>>()}))
 }
 
 fn remove(trust: &Arc<Datatrust>, text: &str) -> Result<Value> {

@@ -62,7 +62,6 @@ pub(crate) struct Datatrust {
     pub(crate) payload: PathBuf,
     pub(crate) interrupt: Interrupt,
     pub(crate) is_serving: AtomicBool,
-    pub(crate) uplink: Mutex<Option<u64>>,
     pub(crate) started_at: Instant,
     /// Peers that were refused for good, newest last.
     pub(crate) banned: Mutex<Vec<serde_json::Value>>,
@@ -183,7 +182,6 @@ pub(crate) fn start_with(
         payload,
         interrupt,
         is_serving: AtomicBool::new(true),
-        uplink: Mutex::new(config.uplink()?),
         started_at: Instant::now(),
         banned: Mutex::default(),
         book: Mutex::default(),
@@ -248,6 +246,8 @@ fn start_engine(
     made.shards = Some(config.engine.shards).filter(|&shards| shards > 0);
     made.listen = vec![config.market.payload_listen];
     made.upload_rate_max = config.uplink()?;
+    made.download_rate_max = config.downlink()?;
+    made.zero_copy_send = config.engine.zero_copy_send;
     made.peers_max = config.engine.peers_max;
     made.peers_per_ip_max = config.engine.peers_per_ip_max;
     Engine::start(made).map_err(engine_error)

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use ringseed_engine::{ListingState, ListingStatus};
+use ringseed_engine::{ListingState, ListingStatus, Scope};
 use ringseed_ledger::{DataHash, Member, Offer, PublicKey, Standing, State};
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ pub(super) fn status(trust: &Datatrust) -> Result<Value> {
             "complete": complete, "wanted": rows.len(), "have_bytes": have, "total_bytes": total,
             "free_bytes": preflight::free_bytes(&trust.payload)?,
             "serving": trust.is_serving.load(Ordering::Relaxed),
-            "uplink": *trust.uplink.lock().unwrap_or_else(PoisonError::into_inner),
+            "uplink": trust.engine.rates(Scope::All).upload,
         },
         "engine": {
             "driver": engine.driver, "received_bytes": engine.received_bytes,
