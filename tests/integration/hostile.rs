@@ -164,12 +164,13 @@ fn false_numbers_and_bitfields_end_the_connection_at_once() {
     for id in [6, 8, 16] {
         for piece in [0, count - 1, count, u32::MAX] {
             for begin in numbers {
-                for len in [0, 1, 16_384, 16_385, u32::MAX] {
-                    // A block as BEP 3 cuts it, or the file's short end, is allowed.
+                for len in [0, 1, 16_384, 16_385, (128 << 10) + 1, u32::MAX] {
+                    // A block as BEP 3 cuts it, or the file's short end, is allowed, and so is a request
+                    // of up to 128 KiB.
                     let is_block = begin % 16_384 == 0 && len == 16_384 && begin < PIECE_LEN;
                     let is_right = piece < count
                         && (is_block
-                            || (1..=16_384).contains(&len)
+                            || (1..=128 << 10).contains(&len)
                                 && begin.checked_add(len).is_some_and(|end| end <= PIECE_LEN));
                     if is_right && id != 16 {
                         continue;

@@ -23,6 +23,9 @@ pub use self::iter::{Blocks, Slices};
 
 /// Length of a block, in bytes: what peers request at a time (BEP 3) and a leaf covers (BEP 52).
 pub const BLOCK_LEN: u32 = 16_384;
+/// Longest run that a peer may ask for at once, in bytes. Everybody asks for [`BLOCK_LEN`]; older clients
+/// asked for 32 KiB to 128 KiB, and stock clients still serve that.
+pub const REQUEST_LEN_MAX: u32 = 128 << 10;
 /// Longest extent, in bytes. Sixteen blocks fill the sixteen lanes of the hash kernels, and 256 KiB
 /// is where direct I/O stops gaining from longer operations.
 pub const EXTENT_LEN_MAX: u32 = 256 * 1024;
@@ -39,6 +42,8 @@ pub const PIECE_LEN_MAX: u32 = 128 * 1024 * 1024;
 
 const _: () = assert!(BLOCK_LEN.is_power_of_two());
 const _: () = assert!(EXTENT_LEN_MAX.is_multiple_of(BLOCK_LEN));
+// What a peer asks for lies in two extents at most.
+const _: () = assert!(REQUEST_LEN_MAX <= EXTENT_LEN_MAX);
 const _: () = assert!(PIECE_LEN_MAX.is_multiple_of(EXTENT_LEN_MAX));
 // Every extent but the last of a piece is full, so their number fits an index of 32 bits.
 const _: () =
@@ -56,8 +61,8 @@ pub struct ExtentIndex(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileIndex(u32);
 
-/// A run of 1 to [`BLOCK_LEN`] bytes inside one piece. Only [`Geometry`] makes one, so it never
-/// leaves its piece.
+/// A run of bytes inside one piece, which it never leaves, because only [`Geometry`] makes one. What we
+/// ask for has at most [`BLOCK_LEN`] bytes, what peers ask for [`REQUEST_LEN_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockRef {
     piece: PieceIndex,
@@ -108,7 +113,7 @@ impl BlockRef {
         self.begin
     }
 
-    /// Length in bytes, 1 to [`BLOCK_LEN`].
+    /// Length in bytes, at least 1.
     #[inline]
     #[allow(clippy::len_without_is_empty)] // a block is never empty
     pub const fn len(self) -> u32 {
@@ -244,11 +249,13 @@ pub enum GeometryError {
         /// How many files there are.
         count: u32,
     },
-    /// A block of no bytes, or of more than [`BLOCK_LEN`].
-    #[error("block of {len} bytes is not 1 to {BLOCK_LEN}")]
+    /// A block of no bytes, or of more than it may have.
+    #[error("block of {len} bytes is not 1 to {max}")]
     BlockLen {
         /// The length given, in bytes.
         len: u32,
+        /// The longest allowed, in bytes.
+        max: u32,
     },
     /// A block that leaves its piece.
     #[error("block at {begin} of {len} bytes leaves piece {piece} of {piece_len} bytes")]
@@ -379,7 +386,7 @@ impl Geometry {
 
     // Blocks.
 
-    /// Turns the three numbers of a request, piece, cancel or reject message into a [`BlockRef`].
+    /// Turns the three numbers of a piece or reject message, which answer us, into a [`BlockRef`].
     /// Any run of 1 to [`BLOCK_LEN`] bytes inside the piece will do: it may end at the end of a file
     /// or run into the pad behind it (BEP 52 leaves both open).
     ///
@@ -387,15 +394,52 @@ impl Geometry {
     /// [`GeometryError::PieceOutOfRange`], [`GeometryError::BlockLen`] or
     /// [`GeometryError::BlockOutOfPiece`].
     pub fn block(&self, raw_piece: u32, begin: u32, len: u32) -> Result<BlockRef, GeometryError> {
+        self.run(raw_piece, begin, len, BLOCK_LEN)
+    }
+
+    /// Turns the three numbers of a peer's request or cancel message into a [`BlockRef`] of at most
+    /// [`REQUEST_LEN_MAX`] bytes; otherwise as [`Geometry::block`].
+    ///
+    /// # Errors
+    /// As [`Geometry::block`].
+    pub fn request(&self, raw_piece: u32, begin: u32, len: u32) -> Result<BlockRef, GeometryError> {
+        self.run(raw_piece, begin, len, REQUEST_LEN_MAX)
+    }
+
+    fn run(
+        &self,
+        raw_piece: u32,
+        begin: u32,
+        len: u32,
+        max: u32,
+    ) -> Result<BlockRef, GeometryError> {
         let piece = self.piece(raw_piece)?;
-        if len == 0 || len > BLOCK_LEN {
-            return Err(GeometryError::BlockLen { len });
+        if len == 0 || len > max {
+            return Err(GeometryError::BlockLen { len, max });
         }
         let piece_len = self.piece_len(piece);
         match begin.checked_add(len) {
             Some(end) if end <= piece_len => Ok(BlockRef { piece, begin, len }),
             _ => Err(GeometryError::BlockOutOfPiece { piece: raw_piece, begin, len, piece_len }),
         }
+    }
+
+    /// Bytes of pad behind a block of ours that a client which knows no pads counts to the same block: it
+    /// cuts pieces into [`BLOCK_LEN`] wherever files end. Zero for a block that is cut in another way.
+    pub fn pad_behind(&self, block: BlockRef) -> u32 {
+        let whole = BLOCK_LEN.min(self.piece_len(block.piece) - block.begin);
+        let is_ours = block.begin.is_multiple_of(BLOCK_LEN)
+            && block.len == self.data_len(self.block_offset(block), whole);
+        if is_ours { whole - block.len } else { 0 }
+    }
+
+    /// The block of ours that another client means by a whole one, see [`Geometry::pad_behind`]; `None`
+    /// when that is not what `block` is, or when it lies wholly in a pad.
+    pub fn without_pad(&self, block: BlockRef) -> Option<BlockRef> {
+        let is_whole = block.begin.is_multiple_of(BLOCK_LEN)
+            && block.len == BLOCK_LEN.min(self.piece_len(block.piece) - block.begin);
+        let len = self.data_len(self.block_offset(block), block.len);
+        (is_whole && len > 0).then_some(BlockRef { len, ..block })
     }
 
     /// Where a block begins in torrent space, in bytes.

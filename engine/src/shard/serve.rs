@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
-use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry};
+use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
 use ringseed_sys::arena::ExtentMut;
 
@@ -145,7 +145,7 @@ impl Shard {
         let quantum = if is_capped { QUANTUM.min(available) } else { send_bytes_max };
         conn.deficit = (conn.deficit + quantum).min(send_bytes_max);
         let granted = conn.deficit.min(available);
-        let mut budget = granted;
+        let mut spent = 0;
         // Behind a long answer blocks of earlier turns may still wait: one send may take them all.
         let parts_queued: usize = conn.served.iter().map(|served| served.parts.len() + 1).sum();
         let mut parts_left = BLOCK_PARTS_MAX.saturating_sub(parts_queued);
@@ -170,20 +170,22 @@ impl Shard {
             }
             let len = u64::from(block.len());
             let parts_len = parts.len();
-            if len > budget || parts_len + 1 > parts_left {
+            // A request longer than usual may be more than a slow peer is ever granted at once: then it
+            // goes alone, and the bucket is in debt for it.
+            let goes_alone = len > granted && spent == 0 && granted >= u64::from(BLOCK_LEN);
+            if (spent + len > granted && !goes_alone) || parts_len + 1 > parts_left {
                 break;
             }
             let conn = self.conns.get_mut(&id).expect("looked up above");
             let Some(channel) = conn.channel_mut() else { return };
             if channel.serve(block) {
                 conn.served.push_back(Served { block, parts });
-                budget -= len;
+                spent += len;
                 parts_left -= parts_len + 1;
             }
         }
         let conn = self.conns.get_mut(&id).expect("looked up above");
-        let spent = granted - budget;
-        conn.deficit -= spent;
+        conn.deficit = conn.deficit.saturating_sub(spent);
         self.spend(id, Way::Up, spent);
         self.release_held(id, &geometry);
         self.touched.insert(id);

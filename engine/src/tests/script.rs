@@ -1,6 +1,6 @@
 //! Peers that do what a test says, message by message, on a real connection.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -84,8 +84,30 @@ impl Script {
             match self.stream.read(&mut more) {
                 Ok(0) => return None,
                 Ok(len) => self.buf.extend_from_slice(&more[..len]),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Some(None),
+            }
+        }
+    }
+
+    /// The next message as it came, without its length: also one that no stock client would take in.
+    pub fn raw_message(&mut self) -> Vec<u8> {
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        loop {
+            if let Some(prefix) = self.buf.first_chunk() {
+                let len = 4 + u32::from_be_bytes(*prefix) as usize;
+                if self.buf.len() >= len {
+                    let rest = self.buf.split_off(len);
+                    return std::mem::replace(&mut self.buf, rest).split_off(4);
+                }
+            }
+            let mut more = [0; 16 << 10];
+            match self.stream.read(&mut more) {
+                Ok(0) => panic!("the engine hung up"),
+                Ok(len) => self.buf.extend_from_slice(&more[..len]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("nothing more is heard: {error}"),
             }
         }
     }
@@ -127,7 +149,7 @@ impl<'a> Payload<'a> {
     /// The bytes of a block as it was asked for.
     pub fn block(&self, block: RawBlock) -> Vec<u8> {
         let geometry = self.metainfo.info().geometry();
-        let found = geometry.block(block.piece, block.begin, block.len).unwrap();
+        let found = geometry.request(block.piece, block.begin, block.len).unwrap();
         let slices = geometry.slices(geometry.block_offset(found), block.len.into());
         let bytes = slices.flat_map(|slice| {
             if slice.pad {

@@ -184,6 +184,106 @@ fn a_request_may_end_at_the_end_of_the_file_or_run_into_the_pad() {
     assert!(seen >= 9, "{seen} ends of files");
 }
 
+/// rqbit 9.1 knows a hybrid by its v1 view alone: there the torrent is whole blocks wherever files end, and
+/// it hangs up at a request that is none. So does this one, and everything comes nevertheless.
+#[test]
+fn a_peer_that_knows_v1_alone_serves_a_hybrid_in_whole_blocks() {
+    let scene = scene(Kind::Hybrid, 32 << 10);
+    let payload = Payload::of(&scene.metainfo, &scene.source);
+    let geometry = scene.metainfo.info().geometry();
+    let mut leech = Node::start(scene.dir.path(), 1);
+    let id = leech.fetch(&scene.metainfo, &scene.goal(), &[]);
+    let mut script = Script::dial(leech.addr(), scene.v1_id(), false, b"XX", 1);
+    let padded = std::thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            let mut padded = 0;
+            script.say(&[Message::HaveAll, Message::Unchoke]);
+            while let Some(heard) = script.next(request) {
+                let Some(block) = heard else { continue };
+                let end = geometry.piece_len(geometry.piece(block.piece).unwrap());
+                let is_whole =
+                    block.begin % 16_384 == 0 && block.len == (end - block.begin).min(16_384);
+                assert!(is_whole, "{block:?} of a piece of {end} bytes");
+                padded += u32::from(
+                    block.begin + block.len
+                        > geometry.piece_data_len(geometry.piece(block.piece).unwrap()),
+                );
+                send(&mut script, &payload, block, false);
+            }
+            padded
+        });
+        leech.wait_complete(id);
+        leech.engine.shutdown();
+        serving.join().unwrap()
+    });
+    assert!(padded >= 4, "{padded} blocks ran into pads");
+    assert_eq!(snapshot(&scene.goal()), snapshot(&scene.source));
+}
+
+/// A pad that is not zeros is no byte of the torrent and costs its sender the connection; the piece comes
+/// from another.
+#[test]
+fn a_pad_of_other_bytes_is_refused_and_nothing_of_it_is_kept() {
+    let scene = scene(Kind::Hybrid, 32 << 10);
+    let payload = Payload::of(&scene.metainfo, &scene.source);
+    let geometry = scene.metainfo.info().geometry();
+    let mut leech = Node::start(scene.dir.path(), 1);
+    let id = leech.fetch(&scene.metainfo, &scene.goal(), &[]);
+    let mut script = Script::dial(leech.addr(), scene.v1_id(), false, b"XX", 1);
+    script.say(&[Message::HaveAll, Message::Unchoke]);
+    while let Some(heard) = script.next(request) {
+        let Some(block) = heard else { continue };
+        let piece = geometry.piece(block.piece).unwrap();
+        let mut data = payload.block(block);
+        if block.begin + block.len > geometry.piece_data_len(piece) {
+            *data.last_mut().unwrap() = 1;
+        }
+        script.say(&[Message::Piece { piece: block.piece, begin: block.begin, data: &data }]);
+    }
+    assert_eq!(leech.engine.status().closed["bad-pad"], 1);
+    let seed = Node::start(scene.dir.path(), 2);
+    seed.seed(&scene.metainfo, &scene.source);
+    leech.engine.set_peers(id, vec![seed.addr()]);
+    leech.wait_complete(id);
+    leech.engine.shutdown();
+    assert_eq!(snapshot(&scene.goal()), snapshot(&scene.source));
+}
+
+/// Older clients ask for 32 to 128 KiB at once. They were hung up on, and banned at the third time.
+#[test]
+fn long_requests_are_served_whole_and_endless_ones_are_not() {
+    for (kind, piece_len) in [(Kind::V1, 1 << 20), (Kind::Hybrid, 128 << 10)] {
+        let scene = scene(kind, piece_len);
+        let payload = Payload::of(&scene.metainfo, &scene.source);
+        // Less than one of them is granted at a time.
+        let seed = Node::start_on(scene.dir.path(), 1, IoDriver::Auto, |config| {
+            config.upload_rate_max = Some(1 << 20);
+        });
+        seed.seed(&scene.metainfo, &scene.source);
+        let mut script = Script::dial(seed.addr(), scene.v1_id(), false, b"XX", 1);
+        script.say(&[Message::Interested]);
+        script.hear("unchoke", |message| matches!(message, Message::Unchoke).then_some(()));
+        let last_of_extent = if kind == Kind::V1 { (256 << 10) - 5_000 } else { 0 };
+        for (begin, len) in
+            [(0, 32 << 10), (16_384, 64 << 10), (7, (64 << 10) + 1), (last_of_extent, 128 << 10)]
+        {
+            let block = RawBlock { piece: 0, begin, len };
+            script.say(&[Message::Request(block)]);
+            let mut got = script.raw_message();
+            while got.first() != Some(&7) {
+                got = script.raw_message();
+            }
+            assert_eq!(got[1..9], [0_u32.to_be_bytes(), begin.to_be_bytes()].concat());
+            assert!(got[9..] == payload.block(block), "{block:?}");
+        }
+        assert!(seed.engine.status().closed.is_empty());
+        let block = RawBlock { piece: 0, begin: 0, len: (128 << 10) + 1 };
+        script.say(&[Message::Request(block)]);
+        while script.next(|_| ()).is_some() {}
+        assert_eq!(seed.engine.status().closed["out-of-range"], 1);
+    }
+}
+
 /// A stock client that has next to nothing hears what it may always have, and where to begin; it is
 /// unchoked as well, and when serving ends nothing is given any more.
 #[test]

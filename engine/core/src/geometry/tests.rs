@@ -312,3 +312,35 @@ proptest! {
         }
     }
 }
+
+/// A client without v2 cuts the torrent into whole blocks; each of ours is the beginning of one of them,
+/// and the rest of that one is pad.
+#[test]
+fn blocks_of_ours_and_whole_blocks_name_each_other() {
+    let spans = [file(70_001), pad(61_071), file(65_536), file(5), pad(65_531), file(20_000)];
+    let geometry = Geometry::new(65_536, &spans, Kind::Hybrid).unwrap();
+    let mut whole_count = 0;
+    for piece in geometry.pieces() {
+        let ours: Vec<BlockRef> = geometry.blocks_of_piece(piece).collect();
+        for begin in (0..geometry.piece_len(piece)).step_by(BLOCK_LEN as usize) {
+            let len = BLOCK_LEN.min(geometry.piece_len(piece) - begin);
+            let whole = geometry.block(piece.get(), begin, len).unwrap();
+            let meant = geometry.without_pad(whole);
+            assert_eq!(meant, ours.iter().find(|block| block.begin() == begin).copied());
+            let Some(meant) = meant else { continue };
+            assert_eq!(meant.len() + geometry.pad_behind(meant), len);
+            whole_count += 1;
+            // Neither is anything else that begins there.
+            for other in [1, meant.len() - 1, meant.len() + 1, len - 1] {
+                if let Ok(other) = geometry.block(piece.get(), begin, other)
+                    && other != meant
+                    && other != whole
+                {
+                    assert_eq!(geometry.pad_behind(other), 0, "{other:?}");
+                    assert_eq!(geometry.without_pad(other), None, "{other:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(whole_count, 5 + 4 + 1 + 2);
+}

@@ -6,6 +6,7 @@
 mod allowance;
 mod fast;
 mod incoming;
+mod pads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -456,7 +457,8 @@ impl Channel {
             self.waiting_since = Some(now);
         }
         self.outstanding.push_back(block);
-        self.out.push_back(Out::Plain(Message::Request(block.into())));
+        let raw = self.named(block);
+        self.out.push_back(Out::Plain(Message::Request(raw)));
         true
     }
 
@@ -466,13 +468,13 @@ impl Channel {
         if !self.forget_outstanding(block) {
             return false;
         }
-        let unsent =
-            |out: &Out| matches!(out, Out::Plain(Message::Request(raw)) if *raw == block.into());
+        let named = self.named(block);
+        let unsent = |out: &Out| matches!(out, Out::Plain(Message::Request(raw)) if *raw == named);
         if let Some(at) = self.out.iter().rposition(unsent) {
             self.out.remove(at);
         } else {
             self.give_up(block);
-            self.out.push_back(Out::Plain(Message::Cancel(block.into())));
+            self.out.push_back(Out::Plain(Message::Cancel(named)));
         }
         true
     }
@@ -651,10 +653,7 @@ impl Channel {
     /// Checks the header of a `piece` message before any of its payload is kept.
     pub(super) fn begin_block(&mut self, raw: RawBlock) -> Result<BlockRef, LinkError> {
         let not_requested = LinkError::BlockNotRequested { block: raw };
-        let Some(geometry) = &self.config.geometry else {
-            return Err(not_requested);
-        };
-        let block = geometry.block(raw.piece, raw.begin, raw.len)?;
+        let block = self.asked_as(raw)?.ok_or(not_requested.clone())?;
         let is_wanted = self.outstanding.contains(&block);
         self.under_way = is_wanted.then_some(block);
         let known = is_wanted || self.given_up.contains(&block);

@@ -8,7 +8,7 @@ use super::extension::ExtensionError;
 use super::handshake::{HandshakeError, WireId};
 use super::message::{DecodeError, HashRequest, RawBlock};
 use crate::bitfield::BitfieldError;
-use crate::geometry::GeometryError;
+use crate::geometry::{BlockRef, GeometryError};
 
 /// Why a peer connection ended.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -55,6 +55,12 @@ pub enum LinkError {
     BlockNotRequested {
         /// The block as it came.
         block: RawBlock,
+    },
+    /// A block that runs into a pad, and the pad is not zeros (BEP 47).
+    #[error("peer sent a pad that is not zeros behind {block:?}")]
+    PadNotZero {
+        /// What lies before the pad.
+        block: BlockRef,
     },
     /// A reject of a request that was never sent.
     #[error("peer rejected what was not requested: {block:?}")]
@@ -125,6 +131,7 @@ impl LinkError {
             | Self::AvailabilityTwice
             | Self::AvailabilityLate
             | Self::BlockNotRequested { .. }
+            | Self::PadNotZero { .. }
             | Self::RejectNotRequested { .. }
             | Self::HashesNotRequested { .. }
             | Self::Flood { .. } => Blame::Peer,
@@ -145,6 +152,7 @@ impl LinkError {
             Self::AvailabilityTwice => "bitfield-twice",
             Self::AvailabilityLate => "bitfield-late",
             Self::BlockNotRequested { .. } => "unasked-block",
+            Self::PadNotZero { .. } => "bad-pad",
             Self::RejectNotRequested { .. } => "unasked-reject",
             Self::HashesNotRequested { .. } => "unasked-hashes",
             Self::Flood { what: "requests" } => "flood-requests",

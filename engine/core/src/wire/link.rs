@@ -96,7 +96,9 @@ enum Phase {
 struct MidBlock {
     channel: ChannelId,
     block: BlockRef,
-    /// Bytes of the payload that have come.
+    /// Bytes of pad that come behind the block and are kept nowhere.
+    pad: u32,
+    /// Bytes of block and pad that have come.
     filled: u32,
     /// The part that found no place, once it has not.
     kept: Option<Kept>,
@@ -265,15 +267,16 @@ impl Link {
     ) {
         let mut blocks_left = PLAN_BLOCKS_MAX;
         if let Some(mid) = &mut self.mid {
-            let (channel, block) = (mid.channel, mid.block);
-            let len = block.len() - mid.filled;
-            if !self.channels[0].is_under_way(block) {
-                slots.push(PlanSlot::Small { len: len as usize }); // read only to be forgotten
+            let (channel, block, from_offset) = (mid.channel, mid.block, mid.filled);
+            let (len, rest) = (mid.rest_of_block(), mid.rest() as usize);
+            if len == 0 || !self.channels[0].is_under_way(block) {
+                slots.push(PlanSlot::Small { len: rest }); // read only to be forgotten
             } else if mid.kept.is_none() && can_place(channel, block) {
-                slots.push(PlanSlot::Block { channel, block, from_offset: mid.filled, len });
+                slots.push(PlanSlot::Block { channel, block, from_offset, len });
+                push_pad(slots, mid.pad);
             } else {
                 mid.keep();
-                slots.push(PlanSlot::Small { len: len as usize });
+                slots.push(PlanSlot::Small { len: rest });
             }
             blocks_left -= 1;
         }
@@ -290,7 +293,7 @@ impl Link {
                     continue;
                 }
                 if !staged.is_empty() {
-                    if piece_header(block.into()).starts_with(staged) {
+                    if piece_header(channel.named(block)).starts_with(staged) {
                         header_len -= staged.len();
                     } else {
                         let rest = rest_of_message(staged, channel.limits());
@@ -308,13 +311,17 @@ impl Link {
                 blocks_left -= 1;
                 slots.push(PlanSlot::Small { len: header_len });
                 header_len = PIECE_HEADER_LEN;
-                let (channel, len) = (channel.id(), block.len());
+                let (channel, len, pad) = (channel.id(), block.len(), channel.pad_of(block));
                 if !can_place(channel, block) {
                     // One payload in staging is enough; the next turn may have a place again.
-                    slots.push(PlanSlot::Small { len: len as usize });
+                    slots.push(PlanSlot::Small { len: (len + pad) as usize });
                     return;
                 }
                 slots.push(PlanSlot::Block { channel, block, from_offset: 0, len });
+                if pad > 0 {
+                    push_pad(slots, pad);
+                    blocks_left = blocks_left.saturating_sub(1); // its slot is one more
+                }
             }
         }
         if !predicted && self.mid.is_none() {
@@ -370,9 +377,12 @@ impl Link {
             let took = left.min(slot.len_bytes());
             match *slot {
                 // Behind the first slot every message begins in a slot of its own. One that does not was
-                // not predicted, and its payload may belong where a later slot still holds the stream.
+                // not predicted, and its payload may belong where a later slot still holds the stream. The
+                // pad of a block that came as predicted belongs nowhere.
                 PlanSlot::Small { .. }
-                    if index == 0 || (self.staged.is_empty() && self.mid.is_none()) =>
+                    if index == 0
+                        || (self.staged.is_empty()
+                            && self.mid.as_ref().is_none_or(|mid| mid.rest_of_block() == 0)) =>
                 {
                     scratch.clear();
                     scratch.extend_from_slice(&landed.slot(index)[..took]);
@@ -412,11 +422,17 @@ impl Link {
             if self.phase != Phase::Open {
                 bytes = self.feed_handshake(bytes)?;
             } else if let Some(mid) = &mut self.mid {
-                let took = bytes.len().min((mid.block.len() - mid.filled) as usize);
-                if self.channels[0].is_under_way(mid.block) {
+                let of_block = mid.rest_of_block();
+                let rest = if of_block > 0 { of_block } else { mid.rest() };
+                let took = bytes.len().min(rest as usize);
+                if of_block == 0 {
+                    if bytes[..took].iter().any(|&byte| byte != 0) {
+                        return Err(LinkError::PadNotZero { block: mid.block });
+                    }
+                } else if self.channels[0].is_under_way(mid.block) {
                     mid.write(&bytes[..took], landed);
                 }
-                self.advance(now, took as u32);
+                self.advance(now, took as u32); // at most a block
                 bytes = &bytes[took..];
             } else if self.staged.is_empty() {
                 let used = self.feed_message(now, bytes)?;
@@ -459,7 +475,8 @@ impl Link {
             }
             Frame::PieceHeader(raw) => {
                 let block = channel.begin_block(raw)?;
-                self.mid = Some(MidBlock { channel: channel.id(), block, filled: 0, kept: None });
+                let (channel, pad) = (channel.id(), raw.len - block.len());
+                self.mid = Some(MidBlock { channel, block, pad, filled: 0, kept: None });
                 Ok(PIECE_HEADER_LEN)
             }
         }
@@ -512,7 +529,7 @@ impl Link {
     fn advance(&mut self, now: Instant, len: u32) {
         let mid = self.mid.as_mut().expect("a block is under way");
         mid.filled += len;
-        if mid.filled == mid.block.len() {
+        if mid.rest() == 0 {
             let mid = self.mid.take().expect("a block is under way");
             self.messages += 1;
             self.channels[mid.channel.0 as usize].finish_block(now, mid.block, mid.kept);
@@ -667,6 +684,16 @@ impl MidBlock {
         self.kept.is_none() && self.block == block && self.filled == from_offset
     }
 
+    /// Bytes of the block that are still to come.
+    fn rest_of_block(&self) -> u32 {
+        self.block.len().saturating_sub(self.filled)
+    }
+
+    /// Bytes of block and pad that are still to come.
+    fn rest(&self) -> u32 {
+        self.block.len() + self.pad - self.filled
+    }
+
     /// From here on the payload finds no place.
     fn keep(&mut self) {
         let from_offset = self.filled;
@@ -688,6 +715,13 @@ impl MidBlock {
         if let Some(kept) = &mut self.kept {
             kept.bytes.extend_from_slice(bytes);
         }
+    }
+}
+
+/// A place to forget a pad in.
+fn push_pad(slots: &mut Vec<PlanSlot>, pad: u32) {
+    if pad > 0 {
+        slots.push(PlanSlot::Small { len: pad as usize });
     }
 }
 

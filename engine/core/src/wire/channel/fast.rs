@@ -51,7 +51,11 @@ impl Channel {
         let Some(left) = self.allowed_out.get_mut(&block.piece()) else {
             return false;
         };
-        *left -= 1;
+        let blocks = block.len().div_ceil(BLOCK_LEN);
+        if *left < blocks {
+            return false;
+        }
+        *left -= blocks;
         if *left == 0 {
             self.allowed_out.remove(&block.piece());
         }

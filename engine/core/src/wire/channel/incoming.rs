@@ -256,7 +256,7 @@ impl Channel {
     }
 
     fn handle_reject(&mut self, raw: RawBlock) -> Result<(), LinkError> {
-        let block = self.peer_block(raw)?;
+        let block = self.asked_as(raw)?;
         let not_requested = LinkError::RejectNotRequested { block: raw };
         let block = block.ok_or(not_requested.clone())?;
         if self.forget_outstanding(block) {
@@ -330,11 +330,11 @@ impl Channel {
         Ok(())
     }
 
-    /// A block as the peer names it; `None` while the layout is unknown.
+    /// What the peer asks for; `None` while the layout is unknown.
     fn peer_block(&self, raw: RawBlock) -> Result<Option<BlockRef>, LinkError> {
         let Some(geometry) = &self.config.geometry else {
             return Ok(None);
         };
-        Ok(Some(geometry.block(raw.piece, raw.begin, raw.len)?))
+        Ok(Some(geometry.request(raw.piece, raw.begin, raw.len)?))
     }
 }

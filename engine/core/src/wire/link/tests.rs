@@ -2,6 +2,7 @@
 
 mod hints;
 mod limits;
+mod pads;
 mod talk;
 
 use std::collections::{BTreeMap, BTreeSet};

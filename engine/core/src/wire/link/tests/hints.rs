@@ -90,6 +90,28 @@ fn allowed_pieces_are_asked_for_and_given_while_choked_and_each_once() {
     assert!(bench.channel_events().contains(&ChannelEvent::Suggest(piece(5))));
 }
 
+/// What is given while choked is a piece's worth of bytes, in however few requests.
+#[test]
+fn a_long_request_spends_as_many_blocks_of_an_allowed_piece_as_it_has() {
+    let mut bench = Bench::asking(&[]);
+    bench.sent();
+    bench.channel().send_allowed_fast(geometry().piece(2).unwrap());
+    bench.sent();
+    let long = |begin, len| RawBlock { piece: 2, begin, len };
+    let first = long(0, 3 * BLOCK_LEN);
+    bench.receive(&encoded(&[Message::Request(first)])).unwrap();
+    assert_eq!(bench.channel().peer_requests().count(), 1);
+    // One block is left.
+    for (asked, is_given) in
+        [(long(0, BLOCK_LEN + 1), false), (long(3 * BLOCK_LEN, BLOCK_LEN), true)]
+    {
+        bench.receive(&encoded(&[Message::Request(asked)])).unwrap();
+        assert_eq!(bench.channel().peer_requests().count(), 1 + usize::from(is_given));
+        let sent = bench.sent();
+        assert_eq!(sent.is_empty(), is_given, "rejected or not");
+    }
+}
+
 #[test]
 fn the_upgrade_bit_is_answered_by_the_v2_name() {
     let v2 = WireId([9; 20]);
