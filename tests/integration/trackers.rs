@@ -170,8 +170,11 @@ fn a_link_fetches_what_it_names_and_selects() {
     assert_eq!(copy.len(), 1, "{copy:?}");
     let (name, digest) = copy.first_key_value().expect("one file");
     assert_eq!(files("source").get(name), Some(digest));
-    let wrong = get(&scratch, &format!("{here}&so=0,{count}"), &[]).expect_code(2);
+    // A person's numbers end with the files, a link's with the pads.
+    let wrong = get(&scratch, &here, &["--select", &format!("0,{count}")]).expect_code(2);
     assert!(wrong.stderr.contains(&format!("the torrent has {count}")), "{}", wrong.stderr);
+    let wrong = get(&scratch, &format!("{here}&so=0,999"), &[]).expect_code(2);
+    assert!(wrong.stderr.contains("there is no file 999"), "{}", wrong.stderr);
     // By the name of IPv4, by the v1 name alone, everything.
     let v1 = link.split("&xt=").next().expect("the first name");
     get(&scratch, &format!("{v1}&x.pe=localhost:{port}"), &[]).expect_code(0);

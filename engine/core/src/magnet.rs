@@ -239,7 +239,7 @@ impl Magnet {
             match key.as_str() {
                 "xt" => read_topic(&decoded(&key, raw)?, &mut v1, &mut v2)?,
                 "so" => {
-                    let select = FileSelection::parse(&decoded(&key, raw)?);
+                    let select = FileSelection::parse_link(&decoded(&key, raw)?);
                     link.select = Some(select.map_err(MagnetError::Select)?);
                 }
                 "dn" => link.name = decoded(&key, &raw.replace('+', " ")).ok(),
@@ -572,7 +572,7 @@ mod tests {
                 }
                 let text =
                     |list: Vec<u32>| list.iter().map(|n| format!("{n},")).collect::<String>();
-                link.select = select.map(|list| FileSelection::parse(&text(list)).unwrap());
+                link.select = select.map(|list| FileSelection::parse_link(&text(list)).unwrap());
                 link
             },
         )

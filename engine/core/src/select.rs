@@ -1,24 +1,37 @@
 //! Which files of a torrent are wanted (BEP 53): `0,2,4-7`.
 //!
-//! Numbers count files from 0 in the order of the torrent, and **pads do not count**: they are no files
-//! to anybody who looks at a torrent, and the v2 view of a hybrid has none, so that only this way a
-//! number means the same file by either name of the torrent.
+//! Numbers count files from 0 in the order of the torrent. What a person types counts **without pads**,
+//! because pads are no files to anybody who looks at a torrent. A link's `so=` counts **with pads**: they
+//! are entries of the `files` list that BEP 53 was written for, and libtorrent, which made such links
+//! common, also counts the pads that a v2 torrent only implies (seen: 2.0.8 to 2.1.1). So a number means the
+//! same file by either name of a hybrid, here and there. See [`Numbering`].
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
 use thiserror::Error;
 
-use crate::geometry::FILE_COUNT_MAX;
+use crate::geometry::{FILE_COUNT_MAX, Kind};
 use crate::metainfo::Info;
 
 /// Most ranges in one selection; what is longer is no list that a person wrote or a link could carry.
 pub const RANGES_MAX: usize = 4096;
 
+/// What a file's number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbering {
+    /// Files that a person sees: neither pads nor links, which are never written.
+    Shown,
+    /// Every entry of the torrent's list, pads and links included, and in a v2 torrent the pad that each
+    /// file implies which does not end with a piece, the last one too.
+    Listed,
+}
+
 /// Files by their numbers. Never empty, in order, without overlaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSelection {
     ranges: Vec<RangeInclusive<u32>>,
+    numbering: Numbering,
 }
 
 /// Why a text is no selection, or a selection does not fit a torrent.
@@ -55,17 +68,29 @@ pub enum SelectionError {
     NoSuchFile {
         /// The number.
         index: u32,
-        /// How many files there are, pads left out.
+        /// How many numbers there are.
         count: u32,
     },
 }
 
 impl FileSelection {
-    /// Reads a list of numbers and ranges, as BEP 53 writes them after `so=`.
+    /// Reads a list of numbers and ranges, as a person writes them: [`Numbering::Shown`].
     ///
     /// # Errors
     /// [`SelectionError`], all but [`SelectionError::NoSuchFile`].
     pub fn parse(text: &str) -> Result<Self, SelectionError> {
+        Self::parse_numbered(text, Numbering::Shown)
+    }
+
+    /// Reads what a magnet link says after `so=` (BEP 53): [`Numbering::Listed`].
+    ///
+    /// # Errors
+    /// As for [`FileSelection::parse`].
+    pub fn parse_link(text: &str) -> Result<Self, SelectionError> {
+        Self::parse_numbered(text, Numbering::Listed)
+    }
+
+    fn parse_numbered(text: &str, numbering: Numbering) -> Result<Self, SelectionError> {
         let mut ranges = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             if ranges.len() == RANGES_MAX {
@@ -92,35 +117,53 @@ impl FileSelection {
         if merged.is_empty() {
             return Err(SelectionError::Empty);
         }
-        Ok(Self { ranges: merged })
+        Ok(Self { ranges: merged, numbering })
     }
 
-    /// Whether a file is selected; pads do not count.
+    /// What the numbers count.
+    pub fn numbering(&self) -> Numbering {
+        self.numbering
+    }
+
+    /// Whether a number is selected.
     pub fn contains(&self, index: u32) -> bool {
         let after = self.ranges.partition_point(|range| *range.start() <= index);
         after.checked_sub(1).is_some_and(|at| self.ranges[at].contains(&index))
     }
 
     /// Which of the torrent's files are wanted, by [`FileIndex`](crate::geometry::FileIndex): here the
-    /// pads have their places, and are never wanted.
+    /// pads have their places, and are never wanted, also where a number names one.
     ///
     /// # Errors
-    /// [`SelectionError::NoSuchFile`] for the first number past the end.
+    /// [`SelectionError::NoSuchFile`] for the first number past the end, [`SelectionError::Empty`] when
+    /// every number names a pad.
     pub fn wanted(&self, info: &Info) -> Result<Vec<bool>, SelectionError> {
-        let count = info.files().filter(|file| !file.pad).count() as u32;
+        let piece_len = u64::from(info.geometry().piece_len_nominal());
+        let implies_pads = info.geometry().kind() == Kind::V2;
+        let mut count = 0;
+        let wanted: Vec<bool> = info
+            .files()
+            .map(|file| {
+                let index = count;
+                // At most two numbers for each of at most FILE_COUNT_MAX files.
+                count += match self.numbering {
+                    Numbering::Shown => u32::from(!file.pad),
+                    Numbering::Listed => {
+                        let ends_within = implies_pads && file.len_bytes % piece_len != 0;
+                        1 + u32::from(ends_within)
+                    }
+                };
+                !file.pad && self.contains(index)
+            })
+            .collect();
         if let Some(range) = self.ranges.iter().find(|range| *range.end() >= count) {
             let index = (*range.start()).max(count);
             return Err(SelectionError::NoSuchFile { index, count });
         }
-        let mut next = 0;
-        let wanted = info.files().map(|file| {
-            if file.pad {
-                return false;
-            }
-            next += 1;
-            self.contains(next - 1)
-        });
-        Ok(wanted.collect())
+        if !wanted.contains(&true) {
+            return Err(SelectionError::Empty);
+        }
+        Ok(wanted)
     }
 }
 
@@ -206,6 +249,35 @@ mod tests {
         let info =
             format!("d5:filesl{files}e4:name1:t12:piece lengthi16384e6:pieces{count}:{pieces}e");
         Info::parse(info.as_bytes()).unwrap()
+    }
+
+    /// Of five files, an empty one among them, those at 16,384 bytes end with a piece and imply no pad.
+    #[test]
+    fn a_link_counts_pads_also_those_that_a_v2_torrent_implies() {
+        let info = padded(&[5, 6, 7]);
+        let wanted = |info, text| FileSelection::parse_link(text).unwrap().wanted(info);
+        let second = [false, false, true, false, false, false];
+        assert_eq!(wanted(&info, "2").unwrap(), second);
+        assert_eq!(wanted(&info, "1-3").unwrap(), second, "pads are never wanted");
+        let error = SelectionError::NoSuchFile { index: 6, count: 6 };
+        assert_eq!(wanted(&info, "2,6"), Err(error));
+
+        let lens = [5, 16_384, 0, 16_385, 7];
+        let mut tree = String::new();
+        for (at, len) in lens.iter().enumerate() {
+            let root = at.to_string().repeat(32);
+            let root = if *len > 0 { format!("11:pieces root32:{root}") } else { String::new() };
+            tree += &format!("2:f{at}d0:d6:lengthi{len}e{root}ee");
+        }
+        let info =
+            format!("d9:file treed{tree}e12:meta versioni2e4:name1:t12:piece lengthi16384ee");
+        let info = Info::parse(info.as_bytes()).unwrap();
+        // 0 the first, 1 its pad, 2, 3 the empty one, 4, 5 its pad, 6, 7 the pad at the end.
+        assert_eq!(wanted(&info, "2-3,6").unwrap(), [false, true, true, false, true]);
+        assert_eq!(wanted(&info, "0-1,4-5").unwrap(), [true, false, false, true, false]);
+        assert_eq!(wanted(&info, "1,7"), Err(SelectionError::Empty));
+        let error = SelectionError::NoSuchFile { index: 8, count: 8 };
+        assert_eq!(wanted(&info, "8"), Err(error));
     }
 
     #[test]
