@@ -15,6 +15,7 @@ pub mod offline;
 pub mod shard;
 pub mod store;
 pub mod testing;
+pub mod utp;
 
 #[cfg(test)]
 mod test_support;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ringseed_core::metainfo::Metainfo;
 use ringseed_core::select::FileSelection;
+use ringseed_engine::utp::UtpRefusal;
 use ringseed_engine::{
     ARENA_LEN_BYTES_MIN, AddListing, Config, Engine, EngineError, EngineStatus, Event, Identity,
     ListingError, ListingId, ListingState, ListingStatus, Place, ShardStatus,
@@ -195,6 +196,7 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
         EngineError::Refused(error) => state_error(&error),
         error => engine_error(error),
     })?;
+    let _refusal = UtpRefusal::start(engine.local_addrs());
     let tracking = Tracking::start(&engine, peer_id, &args.trackers, &[(id, &wanted)], reporter);
     let total = wanted.metainfo.as_ref().map_or(0, |known| known.info().geometry().payload_len());
     let task = reporter.bytes("get", format!("getting {}", wanted.name), total);
@@ -461,6 +463,7 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
     task.finish(&text, fields);
     let wanted: Vec<Wanted> = torrents.iter().cloned().map(Wanted::from_metainfo).collect();
     let announced: Vec<(ListingId, &Wanted)> = ids.iter().copied().zip(&wanted).collect();
+    let _refusal = UtpRefusal::start(&addrs);
     let tracking = Tracking::start(&engine, peer_id, &args.trackers, &announced, reporter);
     let result = serve(&engine, &ids, &events, &interrupt, reporter);
     tracking.stop();

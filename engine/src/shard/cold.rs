@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringseed_core::magnet::InfoHashes;
@@ -15,6 +16,7 @@ use ringseed_sys::dir::DirHandle;
 
 use super::catalogue::{Row, name_of};
 use super::command::{KnownMetainfo, NewListing};
+use super::dial::FOUND_MAX;
 use super::listing::{Active, Stage, key_of, wire_ids_of};
 use super::peer::{CloseReason, ConnId};
 use super::timers::Timer;
@@ -29,6 +31,8 @@ use crate::store::journal::ListingKey;
 pub(super) struct Loading {
     /// Who waits for it, with the handshake that named it.
     conns: Vec<(ConnId, Handshake)>,
+    /// Addresses to dial when it is active.
+    found: Vec<SocketAddr>,
     /// It is to be removed; with its data.
     remove: Option<bool>,
 }
@@ -168,6 +172,19 @@ impl Shard {
         true
     }
 
+    /// A seed that dials wakes a cold listing for whoever a tracker names. True when the listing is cold.
+    pub(super) fn wake_to_dial(&mut self, listing: ListingId, peers: &[SocketAddr]) -> bool {
+        if self.rows.get(listing).is_none() {
+            return false;
+        }
+        if self.config.dials_as_seed && !peers.is_empty() {
+            let found = &mut self.load(listing).found;
+            let room = FOUND_MAX.saturating_sub(found.len());
+            found.extend(peers.iter().take(room));
+        }
+        true
+    }
+
     /// Begins to make a cold listing active, if that has not begun.
     fn load(&mut self, listing: ListingId) -> &mut Loading {
         if !self.loads.contains_key(&listing)
@@ -185,7 +202,7 @@ impl Shard {
 
     /// What a cold listing consists of has been read, or cannot be.
     pub(super) fn handle_loaded(&mut self, listing: ListingId, result: io::Result<Loaded>) {
-        let Some(Loading { conns, remove }) = self.loads.remove(&listing) else { return };
+        let Some(Loading { conns, found, remove }) = self.loads.remove(&listing) else { return };
         let active = match result {
             Ok(Loaded { metainfo: Some(metainfo), root }) => {
                 self.row_to_active(listing, metainfo, root)
@@ -212,6 +229,9 @@ impl Shard {
             } else {
                 self.close_conn(id, CloseReason::UnknownTorrent);
             }
+        }
+        if active {
+            self.found_peers(listing, found);
         }
     }
 

@@ -24,7 +24,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const USELESS_PAUSE: Duration = Duration::from_secs(60);
 /// Addresses of a listing that somebody else named (a tracker), at most: more than its connections, so
 /// that dead ones have successors, and far from a list by which we could be aimed at a victim.
-const FOUND_MAX: usize = 200;
+pub(super) const FOUND_MAX: usize = 200;
 /// Of these, dialled in one second at most, over each listing.
 const FOUND_DIALS_PER_SECOND: u32 = 10;
 /// First and longest wait before such an address is dialled again, and tries in vain before it is
@@ -132,6 +132,9 @@ impl Shard {
 
     /// Adds addresses that somebody else named. What is known already stays as it is.
     pub(super) fn found_peers(&mut self, listing: ListingId, peers: Vec<SocketAddr>) {
+        if self.wake_to_dial(listing, &peers) {
+            return;
+        }
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
         let targets = &mut active.dialer.targets;

@@ -169,3 +169,47 @@ fn a_seed_dials_whom_it_is_told_of_and_leaves_the_complete_alone() {
     let peers = (seed.engine.status().peers, leech.engine.status().peers);
     assert_eq!(peers, (0, 0), "both have everything");
 }
+
+/// A seed that knew its leeches from a tracker alone never dialled them: what nobody has asked for goes cold
+/// at once, and addresses for a cold listing were forgotten. Transmission 3.00, which does not dial us in
+/// time, got nothing.
+#[test]
+fn a_seed_wakes_for_whom_a_tracker_names_and_goes_cold_again() {
+    let (dir, metainfo) = world("seed-wakes");
+    let mut leech = Node::start(dir.path(), 2);
+    let into = dir.path().join("into");
+    let seed_of = |number, dials| {
+        let seed = Node::start_on(dir.path(), number, IoDriver::Auto, |config| {
+            config.listen = Vec::new();
+            config.dials_as_seed = dials;
+            config.idle_before_cold = Duration::from_millis(200);
+        });
+        let id = seed.seed(&metainfo, &dir.path().join("source"));
+        let cold = |seed: &Node| seed.engine.status().listings_active == 0;
+        let until = Instant::now() + PATIENCE;
+        while !cold(&seed) {
+            assert!(Instant::now() < until, "it does not go cold");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (seed, id)
+    };
+    let (datatrust, of_datatrust) = seed_of(3, false);
+    let (seed, of_seed) = seed_of(1, true);
+    let id = leech.fetch(&metainfo, &into, &[]);
+    datatrust.engine.add_found_peers(of_datatrust, vec![leech.addr()]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        datatrust.engine.status().listings_active,
+        0,
+        "in a market whoever lacks something dials"
+    );
+    seed.engine.add_found_peers(of_seed, vec![leech.addr()]);
+    leech.wait_complete(id);
+    assert_eq!(snapshot(&into), snapshot(&dir.path().join("source")));
+    let until = Instant::now() + PATIENCE;
+    while seed.engine.status().listings_active > 0 {
+        assert!(Instant::now() < until, "it does not go cold again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    seed.engine.shutdown();
+}
