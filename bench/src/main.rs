@@ -133,6 +133,9 @@ fn all(options: &All) -> Report {
         if options.quick {
             words.extend(["--turns".into(), "1".into(), "--quick".into()]);
         }
+        if swarm::child::is_interrupted() {
+            break;
+        }
         eprintln!("ringseed-bench {line}");
         let cli = Cli::parse_from(words);
         report.absorb(run(&cli.workload));

@@ -5,7 +5,8 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group};
@@ -20,6 +21,23 @@ const FILE_LOOK: Duration = Duration::from_millis(5);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// Lines of a program that are shown when it fails.
 const LINES_SHOWN: usize = 12;
+
+/// Whether somebody wants this program to end (Ctrl-C, `kill`): then the programs that it started are ended, and
+/// what they wrote is removed, as after every run.
+pub fn is_interrupted() -> bool {
+    static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| {
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // Who asks twice does not want to wait. Registered first, so that it sees the first time as such.
+            let twice = Arc::clone(&asked);
+            let _ = signal_hook::flag::register_conditional_shutdown(signal, 12, twice);
+            let _ = signal_hook::flag::register(signal, Arc::clone(&asked));
+        }
+        asked
+    });
+    asked.load(Ordering::Relaxed)
+}
 
 /// How a program says that it has come so far.
 #[derive(Clone, Debug)]
@@ -251,6 +269,9 @@ pub fn wait_all(
     let begun = Instant::now();
     let mut when: Vec<Option<Instant>> = vec![None; who.len()];
     loop {
+        if is_interrupted() {
+            return Err("interrupted".to_owned());
+        }
         for ((program, sign), when) in who.iter_mut().zip(signs).zip(&mut when) {
             if when.is_none() {
                 *when = program.gave(sign)?;
@@ -299,7 +320,7 @@ fn follow(from: impl Read + Send + 'static, shared: &Arc<Shared>, log: Option<Fi
 /// A TCP port that was free a moment ago, below those that Linux gives to outgoing connections (32,768
 /// and up), of which one could take it before the program does.
 pub fn free_port() -> u16 {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let process = std::process::id().wrapping_mul(31);
     loop {

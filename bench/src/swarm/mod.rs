@@ -85,6 +85,8 @@ pub struct Bench {
 impl Bench {
     /// Finds everybody and looks at the machine at rest.
     pub fn new(workload: &'static str, options: &Options) -> Bench {
+        // From here on whoever interrupts it finds nothing left.
+        child::is_interrupted();
         let mut report = Report::new(workload);
         report.machine.look_at_disk(&options.dir);
         let ringseed = options.program();
@@ -149,6 +151,9 @@ impl Bench {
     /// Removes what is left, and says what the machine was doing.
     pub fn finish(mut self) -> Report {
         let _ = std::fs::remove_dir_all(&self.runner.dir);
+        if child::is_interrupted() {
+            self.report.fail("interrupted".to_owned());
+        }
         self.report.machine.look_again();
         self.report
     }

@@ -20,6 +20,9 @@ use crate::report::Report;
 const GIB: f64 = (1u64 << 30) as f64;
 /// Nobody here is so slow that this is not enough; bytes per second of the slowest that is waited for.
 const SLOWEST: f64 = 8e6;
+/// System calls are counted over no less, in bytes: a start makes hundreds, and the first 50 ms of a leech are
+/// not counted.
+const CALLS_LEN_MIN: u64 = 1 << 30;
 /// Beside that, for starts and idle timers of theirs.
 const PATIENCE_MIN: Duration = Duration::from_secs(60);
 
@@ -111,7 +114,7 @@ impl Runner {
         for round in first..=self.turns {
             for place in 0..who.len() {
                 let at = (place + round) % who.len();
-                if is_out[at] {
+                if is_out[at] || child::is_interrupted() {
                     continue;
                 }
                 eprintln!("{what}: round {round} of {}: {}", self.turns, arms[at].who);
@@ -144,7 +147,8 @@ impl Runner {
                 }
             }
         }
-        if self.counts_calls && shape.seeds + shape.leeches == 2 {
+        let is_long = payload.len_bytes >= CALLS_LEN_MIN;
+        if self.counts_calls && is_long && shape.seeds + shape.leeches == 2 {
             for (at, peer) in who.iter().enumerate().filter(|(at, _)| !is_out[*at]) {
                 if let Ok(run) = self.transfer(payload, shape, *peer, true) {
                     arms[at].calls = run.calls;

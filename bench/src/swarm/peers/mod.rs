@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::child::{Program, Sign};
+use super::child::{Program, Sign, is_interrupted};
 use super::data::Payload;
 
 pub use ours::{Engine, Release};
@@ -188,7 +188,7 @@ fn own_address() -> Option<Ipv4Addr> {
 fn poll(what: &str, mut found: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
     let begun = std::time::Instant::now();
     while !found()? {
-        if begun.elapsed() > START_MAX {
+        if is_interrupted() || begun.elapsed() > START_MAX {
             return Err(format!("waited in vain for {what}"));
         }
         std::thread::sleep(Duration::from_millis(10));
