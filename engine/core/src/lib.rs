@@ -3,6 +3,7 @@
 
 pub mod bencode;
 pub mod bitfield;
+pub mod choke;
 pub mod geometry;
 pub mod leaf_sidecar;
 pub mod magnet;

@@ -29,6 +29,7 @@ impl Shard {
             Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),
             Command::RatesChanged => {
+                self.choke_soon();
                 let ids: Vec<ConnId> = self.conns.keys().copied().collect();
                 ids.into_iter().for_each(|id| self.queue_upload(id));
                 let listings: Vec<ListingId> = self.active.keys().copied().collect();

@@ -20,6 +20,7 @@ mod bucket;
 mod cache;
 mod catalogue;
 mod check;
+mod choking;
 mod cold;
 pub mod command;
 mod commit;
@@ -67,6 +68,7 @@ use blame::Proofs;
 use cache::Cache;
 pub(crate) use catalogue::name_of;
 use catalogue::{Catalogue, Folders, Names};
+use choking::Choking;
 use cold::Loads;
 use command::{CommandQueue, Counters};
 use commit::Commit;
@@ -207,6 +209,7 @@ pub struct Shard {
     reads: Reads,
     upload_round: VecDeque<ConnId>,
     uploads: Uploads,
+    choking: Choking,
     is_serving: bool,
 
     disk: Disk,
@@ -270,6 +273,7 @@ impl Shard {
             reads: Reads::default(),
             upload_round: VecDeque::new(),
             uploads: Uploads::default(),
+            choking: Choking::default(),
             is_serving: true,
             disk: Disk::default(),
             jobs: BTreeMap::new(),
@@ -333,6 +337,7 @@ impl Shard {
             Timer::Download(listing) => self.download_allowed(listing),
             Timer::Dispute(listing) => self.disputes_timeout(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
+            Timer::Choke => self.choke_round(),
             Timer::Commit | Timer::Upload | Timer::Hash => {}
         }
     }

@@ -62,6 +62,10 @@ pub(super) struct Conn {
     pub held: Vec<Held>,
     /// What it may still send in this round of the upload queue, in bytes.
     pub deficit: u64,
+    /// Payload that it has sent since slots were given last, in bytes.
+    pub gave_bytes: u64,
+    /// Since when it is unchoked, or waits to be.
+    pub slot_since: Instant,
     /// When payload last went over it in either direction, or it was made.
     pub useful_at: Instant,
     /// It lost against another connection of the same peer, and ends when the peer has been told who is
@@ -307,6 +311,8 @@ impl Shard {
             timer_at: None,
             served: VecDeque::new(),
             deficit: 0,
+            gave_bytes: 0,
+            slot_since: self.now,
             useful_at: self.now,
             is_leaving: false,
             held: Vec::new(),
@@ -339,6 +345,9 @@ impl Shard {
             self.uploads.ended(pinned);
         }
         self.seat.mesh.conn_closed();
+        if self.choking.forget(id) {
+            self.choke_soon();
+        }
         if conn.is_moved {
             self.tell_door(conn.addr, Fault::of(&reason));
         } else if !conn.is_dialled {
@@ -493,7 +502,6 @@ impl Shard {
 
     /// The first messages of ours on a connection.
     fn greet(&mut self, id: ConnId, listing: ListingId) {
-        let serving = self.is_serving;
         let Some(active) = self.active.get(&listing) else { return };
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
         // Verified pieces that wait for neighbours in their extent cannot be served yet: whoever read
@@ -507,10 +515,8 @@ impl Shard {
             have
         });
         channel.send_availability(have.as_ref());
-        if serving {
-            channel.set_choking(false);
-        }
         self.touched.insert(id);
+        self.unchoke_if_room(id);
     }
 
     fn handle_channel_event(&mut self, id: ConnId, event: ChannelEvent) {
@@ -524,12 +530,19 @@ impl Shard {
             ChannelEvent::DontHave(piece) => self.peer_dont_have(id, listing, piece),
             ChannelEvent::Choked { dropped } => self.peer_choked(id, listing, &dropped),
             ChannelEvent::Unchoked => self.peer_unchoked(id, listing),
-            ChannelEvent::Interested | ChannelEvent::NotInterested => {
-                self.check_useful(id, listing)
+            ChannelEvent::Interested => {
+                self.slot_wanted(id);
+                self.check_useful(id, listing);
             }
+            ChannelEvent::NotInterested => self.check_useful(id, listing),
             ChannelEvent::Suggest(piece) => self.peer_suggests(id, listing, piece),
             ChannelEvent::AllowedFast(piece) => self.peer_allows(id, listing, piece),
-            ChannelEvent::Block { block, kept } => self.block_landed(id, listing, block, kept),
+            ChannelEvent::Block { block, kept } => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.gave_bytes += u64::from(block.len());
+                }
+                self.block_landed(id, listing, block, kept);
+            }
             ChannelEvent::Wasted { block } => self.count_waste(listing, u64::from(block.len())),
             ChannelEvent::Rejected(block) => self.request_failed(id, listing, block),
             ChannelEvent::Snubbed => self.peer_snubs(id, listing),

@@ -572,19 +572,4 @@ impl Shard {
         self.touched.insert(id);
         self.queue_upload(id);
     }
-
-    /// Serves or chokes everybody.
-    pub(super) fn set_serving(&mut self, serving: bool) {
-        self.is_serving = serving;
-        let ids: Vec<ConnId> = self.conns.keys().copied().collect();
-        for id in ids {
-            if !serving {
-                self.revoke_hints(id);
-            }
-            if let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) {
-                channel.set_choking(!serving);
-                self.touched.insert(id);
-            }
-        }
-    }
 }

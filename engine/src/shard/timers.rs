@@ -25,6 +25,8 @@ pub enum Timer {
     Commit,
     /// Whole pieces have waited long enough for others to be hashed with.
     Hash,
+    /// Slots are given anew.
+    Choke,
     /// A cap on what is sent allows a block again.
     Upload,
     /// A cap on what is received allows a listing a block again.

@@ -1,6 +1,7 @@
 //! Whole engines on loopback, on the real drivers.
 
 mod blame;
+mod choking;
 mod cold;
 mod door;
 mod hostile;
