@@ -36,14 +36,17 @@ pub struct Column {
     pub run: fn(Row) -> Result<(), Failed>,
 }
 
-pub const COLUMNS: [Column; 7] = [
+pub const COLUMNS: [Column; 10] = [
     Column { name: "leeches_from_us", title: "leeches from us", run: they_leech },
     Column { name: "seeds_to_us", title: "seeds to us", run: they_seed },
     Column { name: "its_own_torrent", title: "its own torrent, both ways", run: their_torrent },
     Column { name: "magnet_from_us", title: "magnet, from us", run: their_magnet },
+    Column { name: "magnet_to_us", title: "magnet, to us", run: our_magnet },
     Column { name: "killed_and_resumed", title: "killed -9, resumes", run: they_resume },
     Column { name: "we_are_killed_and_resume", title: "we are killed -9, resume", run: we_resume },
     Column { name: "mixed_swarm", title: "swarm of three", run: mixed_swarm },
+    Column { name: "ipv6", title: "over IPv6, both ways", run: over_v6 },
+    Column { name: "plain_tcp", title: "TCP in the clear, both ways", run: plain_tcp },
 ];
 
 /// No transfer of these sizes takes longer, whatever the client's timers.
@@ -53,24 +56,24 @@ const LARGE_LEN_BYTES: u64 = 12 << 20;
 /// Upload cap in those cells, bytes per second: three seconds and more.
 const SLOW: u64 = 4 << 20;
 
-/// Why a cell cannot be.
+/// Why a cell cannot be: only what lies in the client's nature, never what we lack.
 pub fn impossible(row: Row, column: &Column) -> Option<&'static str> {
+    let knows_v2 = matches!(row.peer, Peer::Libtorrent | Peer::Qbittorrent);
     match (row.peer, column.name) {
         (Peer::Qbittorrent, "its_own_torrent") => {
             Some("qBittorrent 4.5 makes torrents in its windows only")
         }
         (Peer::Aria2, "its_own_torrent") => Some("aria2 makes no torrents"),
-        // Seen with Transmission alone, with any peer: it asks the tracker, and dials nobody.
-        (
-            Peer::Transmission,
-            "leeches_from_us" | "its_own_torrent" | "magnet_from_us" | "killed_and_resumed",
-        ) => Some(
-            "open: on one machine Transmission 3.00 dials nobody, and our seed does not either; \
-             where ours dials (swarm of three) it fetches from us",
+        (_, "its_own_torrent") if row.kind == "hybrid" && !knows_v2 => {
+            Some("it makes v1 torrents only, see there")
+        }
+        (_, "magnet_to_us") if row.kind == "hybrid" && !knows_v2 => Some(
+            "it knows no v2 and cannot give the layers of a hybrid's files, without which nothing of a \
+             hybrid is believed; they come from a `.torrent` or from any peer with v2",
         ),
-        (Peer::Rqbit, "seeds_to_us" | "we_are_killed_and_resume") => Some(
-            "open: rqbit ends the connection at a request that is no whole block of its v1 view, and we ask \
-             for a hybrid's files to their ends",
+        (Peer::Rtorrent, "ipv6") => Some("rTorrent 0.9.8 has no IPv6"),
+        (Peer::Aria2, "ipv6") => Some(
+            "aria2 takes no IPv6 on a loopback device: it finds no address there (\"not available\")",
         ),
         _ => None,
     }
@@ -105,13 +108,20 @@ pub struct Cell {
     tracker: Tracker,
     metainfo: Metainfo,
     name: String,
-    /// All at `::1`, where every program has a port of its own.
+    /// Programs are at IPv6 addresses. The tracker stays where it is, or some would never find it.
     is_v6: bool,
+    /// The files that are moved, when those are not all.
+    some: Option<Vec<&'static str>>,
 }
 
 impl Cell {
-    /// A mixed tree, with a large file on request, and a torrent of it that we made.
-    fn of_tree(row: Row, is_large: bool) -> Cell {
+    /// A mixed tree and a torrent of it that we made.
+    pub fn of_mixed_tree(kind: &str) -> Cell {
+        Cell::of_tree(kind, false)
+    }
+
+    /// The same, with a large file on request.
+    fn of_tree(kind: &str, is_large: bool) -> Cell {
         let scratch = Scratch::new("matrix");
         let tree = scratch.join("source/tree");
         // Local discovery brings together what runs at the same time: no two cells share a torrent.
@@ -119,7 +129,7 @@ impl Cell {
         if is_large {
             write_file(&tree.join("b/larger.bin"), LARGE_LEN_BYTES + 4_321, seed());
         }
-        let flag = format!("--{}", row.kind);
+        let flag = format!("--{kind}");
         ours::hash(
             &tree,
             &scratch.join("t.torrent"),
@@ -145,6 +155,12 @@ impl Cell {
         self
     }
 
+    /// These files alone are moved.
+    pub fn of_some(mut self, names: &[&'static str]) -> Cell {
+        self.some = Some(names.to_vec());
+        self
+    }
+
     /// A source tree and a torrent that are there already.
     pub fn around(scratch: Scratch, name: &str) -> Cell {
         let bytes = std::fs::read(scratch.join("t.torrent")).expect("the torrent was made");
@@ -152,7 +168,7 @@ impl Cell {
         let subnet = Subnet::next();
         // Not of 127.0.0.0/8: clients that are bound to another address announce themselves there.
         let tracker = Tracker::start_at((subnet.ip(1), 0).into());
-        Cell { scratch, subnet, tracker, metainfo, name: name.to_owned(), is_v6: false }
+        Cell { scratch, subnet, tracker, metainfo, name: name.to_owned(), is_v6: false, some: None }
     }
 
     pub fn torrent(&self) -> PathBuf {
@@ -166,7 +182,7 @@ impl Cell {
     /// A free port at an address of this cell.
     pub fn addr(&self, host: u8) -> SocketAddr {
         if self.is_v6 {
-            return (std::net::Ipv6Addr::LOCALHOST, free_port()).into();
+            return (self.subnet.ip_v6(host), free_port()).into();
         }
         (self.subnet.ip(host), free_port()).into()
     }
@@ -196,7 +212,8 @@ impl Cell {
             peers: peers.to_vec(),
             tracker: self.tracker.url(),
             upload_rate_max: None,
-            tuned: None,
+            is_plain: false,
+            settings: None,
         }
     }
 
@@ -221,7 +238,20 @@ impl Cell {
     /// # Errors
     /// With both trees when they differ.
     pub fn compare(&self, folder: &str) -> Result<(), Failed> {
-        self.compare_with(folder, &payload(&self.join("source")))
+        let mut source = payload(&self.join("source"));
+        // Transmission's maker leaves out what has no bytes.
+        let listed: Vec<String> = self.listed();
+        source.retain(|name, _| listed.contains(name));
+        if listed.len() != source.len() {
+            return Err(format!("listed {listed:#?}, there {source:#?}").into());
+        }
+        self.compare_with(folder, &source)
+    }
+
+    /// The files that the torrent has, pads left out, as they lie beneath a folder.
+    fn listed(&self) -> Vec<String> {
+        let files = self.metainfo.info().files().filter(|file| !file.pad);
+        files.map(|file| file.path().as_path().to_string_lossy().into_owned()).collect()
     }
 
     /// The same for what a client has written.
@@ -242,9 +272,14 @@ impl Cell {
 
     fn compare_with(&self, folder: &str, source: &Tree) -> Result<(), Failed> {
         let start = Instant::now();
+        let mut source = source.clone();
+        if let Some(some) = &self.some {
+            source.retain(|name, _| some.contains(&name.as_str()));
+            assert_eq!(source.len(), some.len(), "files that there are");
+        }
         loop {
             let copy = payload(&self.join(folder));
-            if *source == copy {
+            if source == copy {
                 return Ok(());
             }
             // Some say that they are done a moment before the last rename or write.
@@ -263,8 +298,9 @@ type Tree = std::collections::BTreeMap<String, String>;
 fn payload(root: &Path) -> Tree {
     let mut found = digest_tree(root);
     found.retain(|name, _| {
-        let is_own =
-            [".ringseed", ".pad", ".aria2", ".meta"].iter().any(|part| name.contains(part));
+        let is_own = [".ringseed", ".pad", ".aria2", ".meta", ".parts"]
+            .iter()
+            .any(|part| name.contains(part));
         !is_own && !name.ends_with('/') && !name.ends_with(".torrent")
     });
     found
@@ -348,14 +384,20 @@ pub fn await_get(get: &mut Program, seed: &mut dyn Running) -> Result<(), Failed
     }
 }
 
-/// Our seed of the cell's source.
-fn our_seed(cell: &Cell, addr: SocketAddr, flags: &[&str]) -> Program {
-    let flags: Vec<OsString> = flags.iter().map(OsString::from).collect();
+/// Our seed of the cell's source, for `peer`.
+fn our_seed(cell: &Cell, peer: Peer, addr: SocketAddr, flags: &[&str]) -> Program {
+    let mut flags: Vec<OsString> = flags.iter().map(OsString::from).collect();
+    // Transmission 3.00 tries an address of a tracker by uTP; when that fails it calls the address
+    // unreachable, and TCP has its turn a quarter of an hour later (seen with strace). It takes whoever
+    // dials it: our seed does, if it is in the same tracker, as seeds are.
+    if peer == Peer::Transmission {
+        flags.extend(["--tracker".into(), cell.tracker.url().into()]);
+    }
     ours::seed(&cell.join("ours"), &cell.torrent(), &cell.join("source"), addr, &flags)
 }
 
 fn they_leech(row: Row) -> Result<(), Failed> {
-    leech_from_us(row.peer, &Cell::of_tree(row, false), |_| {})
+    leech_from_us(row.peer, &Cell::of_tree(row.kind, false), |_| {})
 }
 
 /// The client fetches from us; `change` may change what it is asked to do.
@@ -363,14 +405,18 @@ pub fn leech_from_us(peer: Peer, cell: &Cell, change: impl FnOnce(&mut Job)) -> 
     let addr = cell.addr(9);
     let mut job = cell.job("theirs", "copy", 2, &[addr]);
     change(&mut job);
-    let seed = our_seed(cell, addr, &[]);
+    if cell.is_v6 && peer == Peer::Transmission {
+        // The tracker hears of it over IPv4.
+        cell.job("unused", "unused", 6, &[job.addr]);
+    }
+    let seed = our_seed(cell, peer, addr, &[]);
     let mut leech = peer.start(&job);
     await_leech(&seed, leech.as_mut())?;
     cell.compare_of(peer, "copy")
 }
 
 fn they_seed(row: Row) -> Result<(), Failed> {
-    let cell = Cell::of_tree(row, false);
+    let cell = Cell::of_tree(row.kind, false);
     let source = cell.torrent().into_os_string();
     seed_to_us(row.peer, &cell, &source, |_| {})
 }
@@ -404,22 +450,39 @@ fn their_torrent(row: Row) -> Result<(), Failed> {
         &scratch.join("maker"),
     );
     let cell = Cell::around(scratch, "tree");
-    leech_from_us(row.peer, &cell, |_| {})?;
-    let source = cell.torrent().into_os_string();
-    seed_to_us(row.peer, &cell, &source, |_| {})
+    both_ways(row.peer, &cell, |_| {})
+}
+
+/// The client from us, then we from it; `change` may change what it is asked to do.
+fn both_ways(peer: Peer, cell: &Cell, change: impl Fn(&mut Job)) -> Result<(), Failed> {
+    leech_from_us(peer, cell, &change)?;
+    seed_to_us(peer, cell, &cell.torrent().into_os_string(), &change)
+}
+
+fn over_v6(row: Row) -> Result<(), Failed> {
+    both_ways(row.peer, &Cell::of_tree(row.kind, false).over_v6(), |_| {})
+}
+
+fn plain_tcp(row: Row) -> Result<(), Failed> {
+    both_ways(row.peer, &Cell::of_tree(row.kind, false), |job| job.is_plain = true)
 }
 
 fn their_magnet(row: Row) -> Result<(), Failed> {
-    let cell = Cell::of_tree(row, false);
+    let cell = Cell::of_tree(row.kind, false);
     leech_from_us(row.peer, &cell, |job| job.source = cell.magnet().into())
+}
+
+fn our_magnet(row: Row) -> Result<(), Failed> {
+    let cell = Cell::of_tree(row.kind, false);
+    seed_to_us(row.peer, &cell, &cell.magnet().into(), |_| {})
 }
 
 /// The client is killed in mid-transfer from us, starts again in the same folders and fetches the rest.
 fn they_resume(row: Row) -> Result<(), Failed> {
-    let cell = Cell::of_tree(row, true);
+    let cell = Cell::of_tree(row.kind, true);
     let total = cell.metainfo.info().geometry().payload_len();
     let addr = cell.addr(9);
-    let mut seed = our_seed(&cell, addr, &["--uplink", "4MiB/s"]);
+    let mut seed = our_seed(&cell, row.peer, addr, &["--uplink", "4MiB/s"]);
     let job = cell.job("theirs", "copy", 2, &[addr]);
     let mut leech = row.peer.start(&job);
     let start = Instant::now();
@@ -447,7 +510,7 @@ fn they_resume(row: Row) -> Result<(), Failed> {
 
 /// Our `get` is killed in mid-transfer from the client, starts again and fetches the rest.
 fn we_resume(row: Row) -> Result<(), Failed> {
-    let cell = Cell::of_tree(row, true);
+    let cell = Cell::of_tree(row.kind, true);
     let total = cell.metainfo.info().geometry().payload_len();
     let mut job = cell.job("theirs-seeding", cell.source_for(row.peer), 3, &[]);
     job.upload_rate_max = Some(SLOW);
@@ -488,10 +551,10 @@ fn we_resume(row: Row) -> Result<(), Failed> {
 /// One seed that dribbles, three leeches of three engines that know each other: what the seed sends is
 /// less than each of them fetching its own, so they have traded.
 fn mixed_swarm(row: Row) -> Result<(), Failed> {
-    let cell = Cell::of_tree(row, true);
+    let cell = Cell::of_tree(row.kind, true);
     let total = cell.metainfo.info().geometry().payload_len();
     let seed_addr = cell.addr(9);
-    let mut seed = our_seed(&cell, seed_addr, &["--uplink", "2MiB/s"]);
+    let mut seed = our_seed(&cell, row.peer, seed_addr, &["--uplink", "2MiB/s"]);
     let our_addr = cell.addr(4);
     let other = partner(row);
     // The addresses must be known before anybody starts.

@@ -14,69 +14,70 @@ use crate::ours;
 use crate::peers::{self, Peer};
 use crate::table::Table;
 
-/// libtorrent with what we do not speak switched off.
-fn tuned() -> serde_json::Value {
-    /// `enc_policy` for "disabled".
-    const DISABLED: u8 = 2;
-    json!({
-        "enable_outgoing_utp": false, "enable_incoming_utp": false,
-        "out_enc_policy": DISABLED, "in_enc_policy": DISABLED,
-    })
-}
-
-/// A line of the table: name, title, what is moved, whether by a magnet link, whether tuned.
+/// A line of the table: one transfer from us, and one to us.
 struct Line {
+    /// Of the trials; the kind of torrent comes before it.
     name: &'static str,
     title: &'static str,
-    make: fn() -> Cell,
+    kinds: &'static [&'static str],
+    make: fn(&str) -> Cell,
     by_magnet: bool,
-    is_tuned: bool,
+    is_plain: bool,
 }
 
-const LINES: [Line; 6] = [
+const ALL: &[&str] = &["v1", "v2", "hybrid"];
+
+const LINES: [Line; 5] = [
     Line {
         name: "magnet_of_1_piece",
-        title: "magnet, v2, 1 piece",
-        make: || Cell::of_file("v2", 9_999, "16KiB"),
+        title: "magnet, 1 piece",
+        kinds: ALL,
+        make: |kind| Cell::of_file(kind, 9_999, "16KiB"),
         by_magnet: true,
-        is_tuned: false,
+        is_plain: false,
     },
     Line {
         name: "magnet_of_513_pieces",
-        title: "magnet, v2, 513 pieces",
-        make: || Cell::of_file("v2", 512 * 16_384 + 1, "16KiB"),
+        title: "magnet, 513 pieces",
+        kinds: ALL,
+        make: |kind| Cell::of_file(kind, 512 * 16_384 + 1, "16KiB"),
         by_magnet: true,
-        is_tuned: false,
+        is_plain: false,
     },
     Line {
         name: "magnet_of_70000_pieces",
-        title: "magnet, v2, 70,000 pieces",
-        make: || Cell::of_file("v2", 69_999 * 16_384 + 777, "16KiB"),
+        title: "magnet, 70,000 pieces",
+        kinds: &["v2", "hybrid"],
+        make: |kind| Cell::of_file(kind, 69_999 * 16_384 + 777, "16KiB"),
         by_magnet: true,
-        is_tuned: true,
+        is_plain: true,
+    },
+    Line {
+        name: "magnet_of_a_tree",
+        title: "magnet, mixed tree",
+        kinds: ALL,
+        make: Cell::of_mixed_tree,
+        by_magnet: true,
+        is_plain: true,
     },
     Line {
         name: "pieces_of_16_mib",
-        title: "hybrid, pieces of 16 MiB",
-        make: || Cell::of_file("hybrid", (40 << 20) + 5, "16MiB"),
+        title: "pieces of 16 MiB",
+        kinds: &["hybrid"],
+        make: |kind| Cell::of_file(kind, (40 << 20) + 5, "16MiB"),
         by_magnet: false,
-        is_tuned: false,
-    },
-    Line {
-        name: "ipv6",
-        title: "hybrid, over IPv6",
-        make: || Cell::of_file("hybrid", (3 << 20) + 5, "64KiB").over_v6(),
-        by_magnet: false,
-        is_tuned: false,
-    },
-    Line {
-        name: "plain_tcp",
-        title: "hybrid, without uTP and encryption",
-        make: || Cell::of_file("hybrid", (3 << 20) + 5, "64KiB"),
-        by_magnet: false,
-        is_tuned: true,
+        is_plain: false,
     },
 ];
+
+/// Why libtorrent does not get it from us.
+fn cannot_come(line: &Line, kind: &str) -> Option<&'static str> {
+    let is_it = kind == "hybrid" && line.name == "magnet_of_513_pieces";
+    is_it.then_some(
+        "libtorrent 2.1.1 does not get it from libtorrent either: with 513 hashes in a layer, one more than \
+         it asks for at once, it stops or says that the views disagree",
+    )
+}
 
 /// The trials, and their table.
 pub fn trials() -> (Vec<Trial>, Table) {
@@ -85,42 +86,69 @@ pub fn trials() -> (Vec<Trial>, Table) {
     let mut needs = vec![netns::need()];
     needs.extend(Peer::Libtorrent.needs());
     for line in &LINES {
-        table.row(format!("libtorrent, {}", line.title));
-        let change = |cell: &Cell, job: &mut peers::Job| {
-            if line.is_tuned {
-                job.tuned = Some(tuned());
+        for &kind in line.kinds {
+            table.row(format!("libtorrent, {kind}, {}", line.title));
+            let change = |job: &mut peers::Job| {
+                job.is_plain = line.is_plain;
+            };
+            let source = |cell: &Cell| match line.by_magnet {
+                true => cell.magnet().into(),
+                false => cell.torrent().into_os_string(),
+            };
+            let name = format!("{kind}_{}", line.name);
+            match cannot_come(line, kind) {
+                Some(why) => table.impossible(0, why),
+                None => trials.push(table.cell(0, &format!("{name}_from_us"), &needs, move || {
+                    let cell = (line.make)(kind);
+                    leech_from_us(Peer::Libtorrent, &cell, |job| {
+                        change(job);
+                        job.source = source(&cell);
+                    })
+                })),
             }
-            if line.by_magnet {
-                job.source = cell.magnet().into();
-            }
-        };
-        trials.push(table.cell(0, &format!("{}_from_us", line.name), &needs, move || {
-            let cell = (line.make)();
-            leech_from_us(Peer::Libtorrent, &cell, |job| change(&cell, job))
-        }));
-        if line.by_magnet {
-            table.impossible(1, "open: `ringseed get` takes no magnet link yet");
-            continue;
+            trials.push(table.cell(1, &format!("{name}_to_us"), &needs, move || {
+                let cell = (line.make)(kind);
+                seed_to_us(Peer::Libtorrent, &cell, &source(&cell), change)
+            }));
         }
-        let change = |job: &mut peers::Job| {
-            if line.is_tuned {
-                job.tuned = Some(tuned());
-            }
-        };
-        trials.push(table.cell(1, &format!("{}_to_us", line.name), &needs, move || {
-            let cell = (line.make)();
-            let source = cell.torrent().into_os_string();
-            seed_to_us(Peer::Libtorrent, &cell, &source, change)
-        }));
+    }
+    for &kind in ALL {
+        table.row(format!("libtorrent, {kind}, magnet of some files"));
+        let name = |to: &str| format!("{kind}_magnet_of_some_files_{to}");
+        trials.push(table.cell(0, &name("from_us"), &needs, move || some_from_us(kind)));
+        trials.push(table.cell(1, &name("to_us"), &needs, move || some_to_us(kind)));
     }
     table.row("libtorrent, falls back from encryption".to_owned());
     trials.push(table.cell(0, "falls_back_from_encryption", &needs, falls_back));
-    for kind in ["v1", "v2", "hybrid"] {
+    for &kind in ALL {
         table.row(format!("libtorrent computes our infohashes, {kind}"));
         let name = format!("{kind}_infohashes_agree");
         trials.push(table.cell(0, &name, &needs, move || infohashes_agree(kind)));
     }
     (trials, table)
+}
+
+/// A mixed tree, the link that selects some of its files by the numbers that libtorrent gives them, and
+/// their names: whether pads count, also those that a v2 torrent only implies, is for libtorrent to say.
+fn some(kind: &str) -> (Cell, String, Vec<&'static str>) {
+    let chosen = vec!["tree/a/deep/nested/file.dat", "tree/many/05.txt", "tree/many/06.txt"];
+    let cell = Cell::of_mixed_tree(kind);
+    let numbers = peers::file_numbers(&cell.torrent(), &cell.join("numbers"));
+    let listed: Vec<String> = chosen.iter().map(|&name| numbers[name].to_string()).collect();
+    let link = format!("{}&so={}", cell.magnet(), listed.join(","));
+    (cell, link, chosen)
+}
+
+fn some_from_us(kind: &str) -> Result<(), Failed> {
+    let (cell, link, chosen) = some(kind);
+    let cell = cell.of_some(&chosen);
+    leech_from_us(Peer::Libtorrent, &cell, |job| job.source = link.into())
+}
+
+fn some_to_us(kind: &str) -> Result<(), Failed> {
+    let (cell, link, chosen) = some(kind);
+    let cell = cell.of_some(&chosen);
+    seed_to_us(Peer::Libtorrent, &cell, &link.into(), |_| {})
 }
 
 /// libtorrent tries an encrypted handshake first. We end that connection, and it dials again in the
@@ -132,7 +160,7 @@ fn falls_back() -> Result<(), Failed> {
     let cell = Cell::of_file("hybrid", (1 << 20) + 5, "64KiB");
     let start = Instant::now();
     leech_from_us(Peer::Libtorrent, &cell, |job| {
-        job.tuned = Some(json!({"enable_outgoing_utp": false}));
+        job.settings = Some(json!({"enable_outgoing_utp": false}));
     })?;
     let took = start.elapsed();
     if took > FALL_BACK_MAX {

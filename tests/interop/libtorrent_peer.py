@@ -1,4 +1,4 @@
-"""libtorrent as a peer: `run` one torrent as seed or leech, `create` one, `infohashes` of one.
+"""libtorrent as a peer: `run` one torrent as seed or leech, `create` one, `infohashes` and `files` of one.
 
 `run` takes a JSON object and prints one line per state, so that the test can follow: `listening PORT`,
 `have BYTES`, `done`, `error TEXT`. It goes on seeding until it is killed. Every setting that is not named
@@ -62,6 +62,8 @@ def run(config):
     ses = session(config)
     handle = add(ses, config)
     listening, done, told = False, False, -1
+    # Of some files all that is wanted can be there without the rest (BEP 53).
+    is_part = "&so=" in config["source"]
     while True:
         log(ses)
         if not listening and ses.is_listening():
@@ -73,7 +75,7 @@ def run(config):
         if status.total_done != told:
             told = status.total_done
             say(f"have {told}")
-        if not done and status.is_seeding:
+        if not done and (status.is_finished if is_part else status.is_seeding):
             done = True
             handle.flush_cache()
             say("done")
@@ -102,5 +104,13 @@ def infohashes(torrent):
     say(f"v2 {hashes.v2 if hashes.has_v2() else '-'}")
 
 
+def files(torrent):
+    """A line per file with the number that it has in a link: `NUMBER PATH`, `pad` for a path of a pad."""
+    listed = lt.torrent_info(torrent).files()
+    for index in range(listed.num_files()):
+        is_pad = listed.file_flags(index) & lt.file_storage.flag_pad_file
+        say(f"{index} {'pad' if is_pad else listed.file_path(index)}")
+
+
 if __name__ == "__main__":
-    {"run": run, "create": create, "infohashes": infohashes}[sys.argv[1]](*sys.argv[2:])
+    {"run": run, "create": create, "infohashes": infohashes, "files": files}[sys.argv[1]](*sys.argv[2:])

@@ -13,19 +13,21 @@ mod table;
 
 use libtest_mimic::Arguments;
 use ringseed_tests::netns;
-use ringseed_tests::skip::Need;
+use ringseed_tests::skip::{self, Need};
 
 use cells::Row;
 use peers::Peer;
 use table::Table;
 
-/// The table is left here for whoever wants to paste it.
+/// Must say what was seen.
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+/// What was seen is left here for whoever wants to paste it.
 const MARKDOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/interop-matrix.md");
 
 /// Cells spend most of their time waiting for a client's timers.
 const CELLS_AT_ONCE: usize = 8;
 
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 10] = [
     Row { peer: Peer::Libtorrent, kind: "v1", name: "libtorrent_v1" },
     Row { peer: Peer::Libtorrent, kind: "v2", name: "libtorrent_v2" },
     Row { peer: Peer::Libtorrent, kind: "hybrid", name: "libtorrent_hybrid" },
@@ -33,6 +35,7 @@ const ROWS: [Row; 9] = [
     Row { peer: Peer::Qbittorrent, kind: "hybrid", name: "qbittorrent_hybrid" },
     Row { peer: Peer::Transmission, kind: "v1", name: "transmission_v1" },
     Row { peer: Peer::Aria2, kind: "v1", name: "aria2_v1" },
+    Row { peer: Peer::Rqbit, kind: "v1", name: "rqbit_v1" },
     Row { peer: Peer::Rqbit, kind: "hybrid", name: "rqbit_hybrid" },
     Row { peer: Peer::Rtorrent, kind: "v1", name: "rtorrent_v1" },
 ];
@@ -63,12 +66,23 @@ fn main() {
     arguments.test_threads = arguments.test_threads.or(Some(CELLS_AT_ONCE));
     let is_whole = arguments.filter.is_none() && !arguments.list;
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if !arguments.list {
-        let text = format!("{}\n{}", table.markdown(), extras.markdown());
-        println!("\n{text}");
-        if is_whole {
-            let _ = std::fs::write(MARKDOWN, text);
+    if arguments.list {
+        conclusion.exit();
+    }
+    let text =
+        |with_times| format!("{}\n{}", table.markdown(with_times), extras.markdown(with_times));
+    println!("\n{}", text(true));
+    for peer in peers::PEERS {
+        println!("{} {}", peer.title(), peer.version());
+    }
+    conclusion.exit_if_failed();
+    if is_whole {
+        let _ = std::fs::write(MARKDOWN, text(false));
+        // Without RINGSEED_REQUIRE cells may have been skipped, and those are no news for the README.
+        let is_said = std::fs::read_to_string(README).is_ok_and(|said| said.contains(&text(false)));
+        if skip::is_required() && !is_said {
+            eprintln!("README.md has another matrix: put target/interop-matrix.md into it");
+            std::process::exit(101);
         }
     }
-    conclusion.exit();
 }

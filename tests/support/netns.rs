@@ -3,7 +3,7 @@
 //! forwarding: they find nobody), every program has an address of its own, and nothing reaches the
 //! machine's networks. Addresses of 127.0.0.0/8 would not do: some clients take no peer from there.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,8 +12,11 @@ use crate::skip::Need;
 
 /// Set inside.
 const INSIDE: &str = "RINGSEED_TEST_NETNS";
-/// What makes the whole of 10.77.0.0/16 ours: on a loopback device the prefix is local.
-const SETUP: &str = "ip link set lo up && ip addr add 10.77.0.1/16 dev lo";
+/// What makes the whole of 10.77.0.0/16 ours: on a loopback device the prefix is local. Of fd77::/16 a route
+/// and a switch have to say so; where the kernel has no IPv6, those who need it fail by themselves.
+const SETUP: &str = "ip link set lo up && ip addr add 10.77.0.1/16 dev lo && \
+                     { ip -6 route add local fd77::/16 dev lo && \
+                     echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind || true; }";
 
 /// Runs this program again inside a namespace; returns there, or when no namespace is to be had. Call it
 /// first in `main`, with one thread.
@@ -70,5 +73,10 @@ impl Subnet {
     /// Address number `host` of it.
     pub fn ip(self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, self.0, host)
+    }
+
+    /// The same of fd77::/16.
+    pub fn ip_v6(self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, self.0.into(), host.into())
     }
 }

@@ -14,6 +14,11 @@ pub struct Need {
     pub present: bool,
 }
 
+/// Whether a missing capability is a failure.
+pub fn is_required() -> bool {
+    std::env::var_os("RINGSEED_REQUIRE").is_some_and(|value| value == "1")
+}
+
 /// A test that runs when all of `needs` are present; else it is reported as ignored with the cure, or
 /// fails by name where `RINGSEED_REQUIRE=1`.
 pub fn trial(
@@ -28,7 +33,7 @@ pub fn trial(
     let text: Vec<String> =
         missing.iter().map(|need| format!("{} is missing ({})", need.name, need.install)).collect();
     let text = text.join("; ");
-    if std::env::var_os("RINGSEED_REQUIRE").is_some_and(|value| value == "1") {
+    if is_required() {
         return Trial::test(name, move || Err(Failed::from(text)));
     }
     eprintln!("skipped {name}: {text}");

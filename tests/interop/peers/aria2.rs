@@ -18,7 +18,6 @@ pub fn start(job: &Job) -> Aria2 {
     let mut args = vec![
         "--no-conf".to_owned(),
         format!("--dir={}", job.folder.display()),
-        format!("--interface={}", job.addr.ip()),
         format!("--listen-port={}", job.addr.port()),
         format!("--dht-listen-port={}", free_port()),
         "--enable-rpc".to_owned(),
@@ -29,6 +28,14 @@ pub fn start(job: &Job) -> Aria2 {
         "--seed-ratio=0.0".to_owned(),
         format!("--bt-tracker={}", job.tracker),
     ];
+    // It finds no IPv6 address where the loopback device has none of its own, and takes any.
+    if job.addr.is_ipv4() {
+        args.push(format!("--interface={}", job.addr.ip()));
+    }
+    if job.is_plain {
+        // It knows no uTP, and encrypts when it is asked to; what is left to switch off is this.
+        args.extend(["--enable-peer-exchange=false", "--enable-dht=false"].map(str::to_owned));
+    }
     if let Some(rate) = job.upload_rate_max {
         args.push(format!("--max-overall-upload-limit={rate}"));
     }

@@ -13,7 +13,15 @@ pub struct Libtorrent {
 }
 
 pub fn start(job: &Job) -> Libtorrent {
-    let mut settings = job.tuned.clone().unwrap_or_else(|| json!({}));
+    /// `enc_policy` for "disabled".
+    const DISABLED: u8 = 2;
+    let mut settings = job.settings.clone().unwrap_or_else(|| json!({}));
+    if job.is_plain {
+        settings = json!({
+            "enable_outgoing_utp": false, "enable_incoming_utp": false,
+            "out_enc_policy": DISABLED, "in_enc_policy": DISABLED,
+        });
+    }
     // Else it dials from wherever the kernel likes, and peers could not tell two programs apart.
     settings["outgoing_interfaces"] = json!(job.addr.ip().to_string());
     if let Some(rate) = job.upload_rate_max {

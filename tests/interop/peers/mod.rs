@@ -11,7 +11,8 @@ mod rqbit;
 mod rtorrent;
 mod transmission;
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,16 @@ pub enum Peer {
     Rtorrent,
 }
 
+/// All of them.
+pub const PEERS: [Peer; 6] = [
+    Peer::Libtorrent,
+    Peer::Qbittorrent,
+    Peer::Transmission,
+    Peer::Aria2,
+    Peer::Rqbit,
+    Peer::Rtorrent,
+];
+
 /// What a peer is to do.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -51,8 +62,10 @@ pub struct Job {
     pub tracker: String,
     /// Upload cap, bytes per second.
     pub upload_rate_max: Option<u64>,
-    /// Settings other than the default, for programs that take any (libtorrent: a JSON object).
-    pub tuned: Option<serde_json::Value>,
+    /// What we do not speak is switched off: uTP and encryption.
+    pub is_plain: bool,
+    /// Settings other than the default, of libtorrent alone: a JSON object.
+    pub settings: Option<serde_json::Value>,
 }
 
 impl Job {
@@ -117,19 +130,30 @@ pub trait Running: Send {
 }
 
 impl Peer {
-    /// Name and version, as it stands in the table.
-    pub fn title(self) -> String {
-        let (program, args, prefix): (PathBuf, &[&str], &str) = match self {
+    /// Its name for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Peer::Libtorrent => "libtorrent",
+            Peer::Qbittorrent => "qBittorrent",
+            Peer::Transmission => "Transmission",
+            Peer::Aria2 => "aria2",
+            Peer::Rqbit => "rqbit",
+            Peer::Rtorrent => "rTorrent",
+        }
+    }
+
+    /// Which one is installed; empty when none is.
+    pub fn version(self) -> String {
+        let (program, args): (PathBuf, &[&str]) = match self {
             Peer::Libtorrent => (
                 "python3".into(),
                 &["-W", "ignore", "-c", "import libtorrent; print(libtorrent.__version__)"],
-                "libtorrent",
             ),
-            Peer::Qbittorrent => ("qbittorrent-nox".into(), &["--version"], "qBittorrent"),
-            Peer::Transmission => ("transmission-daemon".into(), &["--version"], "Transmission"),
-            Peer::Aria2 => ("aria2c".into(), &["--version"], "aria2"),
-            Peer::Rqbit => (rqbit::binary(), &["--version"], "rqbit"),
-            Peer::Rtorrent => ("rtorrent".into(), &["-h"], "rTorrent"),
+            Peer::Qbittorrent => ("qbittorrent-nox".into(), &["--version"]),
+            Peer::Transmission => ("transmission-daemon".into(), &["--version"]),
+            Peer::Aria2 => ("aria2c".into(), &["--version"]),
+            Peer::Rqbit => (rqbit::binary(), &["--version"]),
+            Peer::Rtorrent => ("rtorrent".into(), &["-h"]),
         };
         let text = Command::new(program).args(args).output().map_or_else(
             |_| String::new(),
@@ -143,7 +167,7 @@ impl Peer {
             word.contains('.') && word.starts_with(|first: char| first.is_ascii_digit())
         };
         let version = text.split_whitespace().find(is_version).unwrap_or_default();
-        format!("{prefix} {}", version.trim_start_matches('v').trim_end_matches('.'))
+        version.trim_start_matches('v').trim_end_matches('.').to_owned()
     }
 
     /// What must be installed for it.
@@ -209,7 +233,7 @@ impl Peer {
     }
 }
 
-/// Makes a torrent of `path` with the client's own maker. Pieces are of 32 KiB where it can be told.
+/// Makes a torrent of `path` with the client's own maker, of pieces of 32 KiB where it can be told.
 ///
 /// # Panics
 /// When it fails.
@@ -219,19 +243,10 @@ pub fn make_torrent(peer: Peer, kind: &str, path: &Path, out: &Path, home: &Path
         ringseed_tests::program::run(program, args, &logs, START_MAX).expect_code(0);
     };
     match peer {
-        Peer::Libtorrent => run(
-            "python3",
-            &[
-                "-W".as_ref(),
-                "ignore".as_ref(),
-                libtorrent::DRIVER.as_ref(),
-                "create".as_ref(),
-                path.as_ref(),
-                out.as_ref(),
-                kind.as_ref(),
-                "32768".as_ref(),
-            ],
-        ),
+        Peer::Libtorrent => {
+            let args = [path.as_os_str(), out.as_os_str(), kind.as_ref(), "32768".as_ref()];
+            ask_libtorrent("create", &args, &logs);
+        }
         Peer::Transmission => run(
             "transmission-create",
             &["--piecesize".as_ref(), "32".as_ref(), "-o".as_ref(), out.as_ref(), path.as_ref()],
@@ -250,12 +265,25 @@ pub fn make_torrent(peer: Peer, kind: &str, path: &Path, out: &Path, home: &Path
 /// # Panics
 /// When it fails.
 pub fn infohashes(torrent: &Path, logs: &Path) -> String {
-    let args = [
-        "-W".as_ref(),
-        "ignore".as_ref(),
-        libtorrent::DRIVER.as_ref(),
-        "infohashes".as_ref(),
-        torrent.as_os_str(),
-    ];
-    ringseed_tests::program::run("python3", &args, logs, START_MAX).expect_code(0).stdout
+    ask_libtorrent("infohashes", &[torrent.as_os_str()], logs)
+}
+
+/// The files of a torrent by the numbers that libtorrent gives them in links, pads left out.
+///
+/// # Panics
+/// When it fails.
+pub fn file_numbers(torrent: &Path, logs: &Path) -> BTreeMap<String, u32> {
+    let listed = ask_libtorrent("files", &[torrent.as_os_str()], logs);
+    let files = listed.lines().filter_map(|line| {
+        let (number, path) = line.split_once(' ')?;
+        (path != "pad").then(|| (path.to_owned(), number.parse().expect("a number")))
+    });
+    files.collect()
+}
+
+fn ask_libtorrent(what: &str, args: &[&OsStr], logs: &Path) -> String {
+    let driver = ["-W", "ignore", libtorrent::DRIVER, what].map(OsStr::new);
+    let args: Vec<&OsStr> = driver.iter().chain(args).copied().collect();
+    let finished = ringseed_tests::program::run("python3", &args, logs, START_MAX);
+    finished.expect_code(0).stdout
 }

@@ -21,9 +21,11 @@ pub fn start(job: &Job) -> Qbittorrent {
     let rate = job.upload_rate_max.map_or(String::new(), |rate| {
         format!("Session\\GlobalUPSpeedLimit={}\n", rate.div_ceil(1024))
     });
+    // Encryption 2 is "disabled".
+    let plain = if job.is_plain { "Session\\BTProtocol=TCP\nSession\\Encryption=2\n" } else { "" };
     let settings = format!(
         "[LegalNotice]\nAccepted=true\n\n\
-         [BitTorrent]\nSession\\Port={port}\nSession\\InterfaceAddress={ip}\n{rate}\n\
+         [BitTorrent]\nSession\\Port={port}\nSession\\InterfaceAddress={ip}\n{rate}{plain}\n\
          [Preferences]\nWebUI\\Address=127.0.0.1\nWebUI\\Port={web}\nWebUI\\LocalHostAuth=false\n",
         port = job.addr.port(),
         ip = job.addr.ip(),

@@ -29,6 +29,10 @@ pub fn start(job: &Job) -> Rqbit {
         "--http-api-listen-addr".to_owned(),
         control.to_string(),
     ];
+    if job.is_plain {
+        // It encrypts nothing, and takes uTP only where it is told to.
+        args.push("--disable-dht".to_owned());
+    }
     if let Some(rate) = job.upload_rate_max {
         args.extend(["--ratelimit-upload".to_owned(), rate.to_string()]);
     }

@@ -21,10 +21,11 @@ pub fn start(job: &Job) -> Rtorrent {
     let rate = job.upload_rate_max.map_or(String::new(), |rate| {
         format!("throttle.global_up.max_rate.set_kb = {}\n", rate.div_ceil(1024))
     });
+    let plain = if job.is_plain { "protocol.encryption.set = none\n" } else { "" };
     let settings = format!(
         "system.daemon.set = true\nnetwork.scgi.open_port = \"{control}\"\n\
          network.bind_address.set = {ip}\nnetwork.port_range.set = {port}-{port}\n\
-         directory.default.set = \"{folder}\"\nsession.path.set = \"{session}\"\n{rate}",
+         directory.default.set = \"{folder}\"\nsession.path.set = \"{session}\"\n{rate}{plain}",
         ip = job.addr.ip(),
         port = job.addr.port(),
         folder = job.folder.display(),

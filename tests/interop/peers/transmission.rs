@@ -18,7 +18,6 @@ pub fn start(job: &Job) -> Transmission {
     let config = job.home.join("config");
     std::fs::create_dir_all(&config).expect("folder of its settings");
     let mut settings = json!({
-        "bind-address-ipv4": job.addr.ip().to_string(),
         "peer-port": job.addr.port(),
         "rpc-bind-address": "127.0.0.1",
         "rpc-port": control.port(),
@@ -26,6 +25,13 @@ pub fn start(job: &Job) -> Transmission {
         "message-level": 3,
         "download-dir": job.folder.to_string_lossy(),
     });
+    let family = if job.addr.is_ipv6() { "bind-address-ipv6" } else { "bind-address-ipv4" };
+    settings[family] = json!(job.addr.ip().to_string());
+    if job.is_plain {
+        settings["utp-enabled"] = json!(false);
+        // In the clear where the other side takes it.
+        settings["encryption"] = json!(0);
+    }
     if let Some(rate) = job.upload_rate_max {
         settings["speed-limit-up"] = json!(rate.div_ceil(1_000));
         settings["speed-limit-up-enabled"] = json!(true);
