@@ -55,6 +55,8 @@ enum Workload {
     Latency(swarm::latency::Args),
     /// Shares of equal peers and of greedy ones, and what idle and slow ones cost the others.
     Fairness(swarm::fairness::Args),
+    /// A seed that serves parts of a tebibyte.
+    Memory(swarm::memory::Args),
     /// One torrent over several shards on each side.
     Shards(swarm::shards::Args),
     /// The drivers of our engine side by side, with syncs and without.
@@ -89,7 +91,7 @@ struct All {
 }
 
 /// The command lines of `all`.
-const FULL: [&str; 11] = [
+const FULL: [&str; 12] = [
     "seedleech",
     "seedleech --kinds v1,v2 --pinned",
     "seedleech --kinds v1 --cold",
@@ -99,11 +101,12 @@ const FULL: [&str; 11] = [
     "latency",
     "fairness",
     "shards",
+    "memory",
     "disk",
     "disk --cold",
 ];
 /// And of `all --quick`: whoever is slow comes once.
-const QUICK: [&str; 12] = [
+const QUICK: [&str; 13] = [
     "seedleech --size 128MiB --kinds v1",
     "seedleech --size 128MiB --kinds v2,hybrid",
     "seedleech --size 128MiB --kinds v1 --pinned --who ringseed,libtorrent",
@@ -116,6 +119,7 @@ const QUICK: [&str; 12] = [
      --who ringseed,libtorrent",
     "fairness --size 64MiB --slow 50 --slow-pieces 1MiB --parts slow",
     "shards --size 128MiB",
+    "memory --seconds 2",
     "disk --size 128MiB",
 ];
 
@@ -195,6 +199,7 @@ fn run(workload: &Workload) -> Report {
         Workload::Latency(args) => swarm::latency::run(args),
         Workload::Fairness(args) => swarm::fairness::run(args),
         Workload::Shards(args) => swarm::shards::run(args),
+        Workload::Memory(args) => swarm::memory::run(args),
         Workload::Disk(args) => swarm::disk::run(args),
         Workload::All(options) => all(options),
         Workload::Node(_) | Workload::Pump { .. } => unreachable!("handled above"),

@@ -134,7 +134,7 @@ pub fn table(arms: &[Arm]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     /// A sample of a GiB.

@@ -9,6 +9,7 @@ pub mod fairness;
 pub mod fan;
 mod http;
 pub mod latency;
+pub mod memory;
 pub mod node;
 pub mod peers;
 pub mod seedleech;

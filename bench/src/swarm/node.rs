@@ -27,6 +27,9 @@ pub struct Options {
     listen: Option<SocketAddr>,
     #[arg(long)]
     peer: Vec<SocketAddr>,
+    /// Believe that everything is there.
+    #[arg(long)]
+    known_complete: bool,
     /// Skip every sync.
     #[arg(long)]
     no_sync: bool,
@@ -80,7 +83,7 @@ pub fn run(options: &Options) -> Result<(), String> {
             identity: Identity::Metainfo(Arc::new(metainfo)),
             place: place(options.data.clone()),
             verify_v1: true,
-            known_complete: false,
+            known_complete: options.known_complete,
             size_max_bytes: None,
             peers: options.peer.clone(),
             private_to_market: false,

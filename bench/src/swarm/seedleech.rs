@@ -2,8 +2,9 @@
 
 use ringseed_core::geometry::Kind;
 
-use super::arm::Arm;
+use super::arm::{Arm, Sample};
 use super::data::{Payload, Plan, kind_name, size_text};
+use super::memory::{ARENA_MIB, BEYOND_ARENA_MIB};
 use super::peers;
 use super::turns::Shape;
 use super::{Bench, Options};
@@ -79,6 +80,14 @@ pub fn is_ours(arm: &Arm) -> bool {
     arm.who.starts_with("ringseed")
 }
 
+fn leech_mib(sample: &Sample) -> f64 {
+    sample.leech_rss_bytes as f64 / 1_048_576.0
+}
+
+fn seed_mib(sample: &Sample) -> f64 {
+    sample.seed_rss_bytes as f64 / 1_048_576.0
+}
+
 fn bars(report: &mut Report, kind: Kind, args: &Args, arms: &[Arm]) {
     let name = kind_name(kind);
     for ours in arms.iter().filter(|arm| is_ours(arm)) {
@@ -146,6 +155,12 @@ fn bars(report: &mut Report, kind: Kind, args: &Args, arms: &[Arm]) {
             ));
             report.bars.push(Bar::at_most(&what("CPU s/GiB of the seed"), seed, 0.40, Some(0.30)));
         }
+        for (side, of) in [("leech", leech_mib as fn(&Sample) -> f64), ("seed", seed_mib)] {
+            if let Some(peak) = ours.median(of) {
+                let text = what(&format!("MiB of the {side} beyond its buffers"));
+                report.bars.push(Bar::at_most(&text, peak - ARENA_MIB, BEYOND_ARENA_MIB, None));
+            }
+        }
         if let (Some(received), Some(sent)) = ours.calls {
             report.bars.push(Bar::at_most(
                 &what("system calls per GiB received"),
@@ -155,5 +170,58 @@ fn bars(report: &mut Report, kind: Kind, args: &Args, arms: &[Arm]) {
             ));
             report.bars.push(Bar::at_most(&what("system calls per GiB sent"), sent, 800.0, None));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::arm::tests::sample;
+
+    /// Neither the roof nor ourselves are a peer to be beaten.
+    #[test]
+    fn the_best_is_one_of_the_others() {
+        let of = |who: &str, seconds: f64| {
+            let mut arm = Arm::new("a file", who, "1", "");
+            arm.samples.push(sample(seconds, seconds));
+            arm
+        };
+        let arms = [
+            of("ringseed", 0.1),
+            of("TCP pump, thrown away", 0.2),
+            of("rsync, on one machine", 0.3),
+            of("fio, 1m x 8", 0.3),
+            of("aria2", 4.0),
+            of("rqbit", 2.0),
+            Arm::new("a file", "transmission", "1", ""),
+        ];
+        assert_eq!(best(&arms, Arm::rate, false).unwrap().1, "rqbit");
+        assert_eq!(best(&arms, Arm::cpu, true).unwrap().0, 2.0);
+        assert!(best(&arms[..4], Arm::rate, false).is_none());
+    }
+
+    #[test]
+    fn a_slow_leech_misses_its_bars() {
+        let mut report = Report::new("test");
+        let args = <Wrapped as clap::Parser>::parse_from(["x"]).args;
+        let mut ours = Arm::new("a file", "ringseed", "1", "");
+        ours.samples.push(sample(1.0, 0.6));
+        let mut other = Arm::new("a file", "rqbit", "1", "");
+        other.samples.push(sample(5.0, 3.0));
+        bars(&mut report, Kind::V1, &args, &[ours.clone(), other.clone()]);
+        assert!(
+            report.all_met(),
+            "{:?}",
+            report.bars.iter().map(|bar| &bar.what).collect::<Vec<_>>()
+        );
+        ours.samples[0] = sample(2.0, 2.0);
+        bars(&mut report, Kind::V1, &args, &[ours, other]);
+        assert!(report.bars.iter().filter(|bar| !bar.met).count() >= 4);
+    }
+
+    #[derive(clap::Parser)]
+    struct Wrapped {
+        #[command(flatten)]
+        args: Args,
     }
 }
