@@ -12,12 +12,14 @@
 
 mod check;
 mod encode;
+mod entry;
 mod walk;
 
 use thiserror::Error;
 
 use self::check::{Checker, Large};
 pub use self::encode::Encoder;
+pub(crate) use self::entry::PlainEntry;
 pub(crate) use self::walk::{DocumentEntries, Strings, string_at};
 pub use self::walk::{Elements, Entries, Value};
 

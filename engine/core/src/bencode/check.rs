@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
+use super::entry::PlainEntry;
 use super::walk::Value;
 use super::{BencodeError, KeyOrder, Limits};
 
@@ -91,6 +92,8 @@ impl<'a> Checker<'a> {
                             self.string()?;
                         }
                         b'i' => self.integer()?,
+                        b'd' if self
+                            .plain_entry(outer.len() as u32 + u32::from(open.is_some())) => {}
                         b'l' | b'd' => {
                             self.begin(outer.len() as u32 + u32::from(open.is_some()))?;
                             outer.extend(open);
@@ -128,6 +131,20 @@ impl<'a> Checker<'a> {
         }
         self.token_count += 1;
         Ok(())
+    }
+
+    /// Passes a plain entry of a list of files inside `depth` others; false when something else stands here,
+    /// or a limit is near.
+    #[inline]
+    fn plain_entry(&mut self, depth: u32) -> bool {
+        let Some(entry) = PlainEntry::read(self.bytes, self.at) else { return false };
+        let token_count = self.token_count.saturating_add(entry.token_count());
+        let is_long = entry.end() - self.at >= LARGE_BYTES;
+        if is_long || token_count > self.limits.token_max || depth + 2 > self.limits.depth_max {
+            return false;
+        }
+        (self.token_count, self.at) = (token_count, entry.end());
+        true
     }
 
     /// The first byte of a list or dictionary inside `depth` others.

@@ -178,6 +178,11 @@ pub(crate) struct Strings<'a> {
 }
 
 impl<'a> Strings<'a> {
+    /// No strings.
+    pub(crate) fn none() -> Self {
+        Self { bytes: b"e", next: 0 }
+    }
+
     /// The strings from the one that begins at `next` to the end of their list.
     pub(crate) fn resume(bytes: &'a [u8], next: usize) -> Self {
         Self { bytes, next }

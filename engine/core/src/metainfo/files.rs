@@ -178,13 +178,27 @@ impl FileTableBuilder {
 
     /// Adds the next file of a list.
     pub fn push_listed(&mut self, entry: &ListEntry<'_>, root_at: Option<u32>) {
-        if let Some(at) = entry.at.filter(|_| self.wants_mark()) {
+        if let Some(at) = entry.at {
+            self.mark_listed(at);
+        }
+        self.push(root_at, entry.executable, entry.link);
+    }
+
+    /// Adds the next file of a list, of which there is nothing to note.
+    #[inline]
+    pub fn push_plain(&mut self, at: usize) {
+        self.mark_listed(at);
+        self.push(None, false, false);
+    }
+
+    #[inline]
+    fn mark_listed(&mut self, at: usize) {
+        if self.wants_mark() {
             if self.list.is_empty() {
                 self.list.reserve_exact(self.file_count.div_ceil(FILES_PER_MARK));
             }
             self.list.push(at as u32);
         }
-        self.push(root_at, entry.executable, entry.link);
     }
 
     /// Adds the next file.

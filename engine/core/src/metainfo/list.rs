@@ -3,7 +3,7 @@
 use super::MetainfoError;
 use super::names;
 use super::tree::Attr;
-use crate::bencode::{Strings, Value, string_at};
+use crate::bencode::{PlainEntry, Strings, Value, string_at};
 use crate::geometry::FileSpan;
 
 /// An entry of `files`, or the whole of a torrent with a `length`.
@@ -51,8 +51,8 @@ impl<'a> ListEntry<'a> {
     }
 
     /// The raw components of the path below the torrent's folder; none of the one file.
-    pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        self.path.clone().into_iter().flatten()
+    pub fn parts(&self) -> Strings<'a> {
+        self.path.clone().unwrap_or_else(Strings::none)
     }
 
     pub fn span(&self) -> FileSpan {
@@ -80,37 +80,33 @@ impl<'a> ListEntries<'a> {
         Self { bytes, next, file_index: 0 }
     }
 
-    /// An entry that has a length and a path and nothing else: nearly all are such.
-    fn read_plain(&mut self) -> Option<ListEntry<'a>> {
-        let bytes = self.bytes;
-        let rest = bytes[self.next..].strip_prefix(b"d6:lengthi")?;
-        let mut at = bytes.len() - rest.len();
-        let mut len_bytes = 0_u64;
-        // A sign is none, and eighteen digits fit.
-        let digits_end = at + 18;
-        while bytes[at].is_ascii_digit() && at < digits_end {
-            len_bytes = len_bytes * 10 + u64::from(bytes[at] - b'0');
-            at += 1;
-        }
-        let rest = bytes[at..].strip_prefix(b"e4:pathl")?;
-        let path_at = bytes.len() - rest.len();
-        at = path_at;
-        while bytes[at].is_ascii_digit() {
-            at = string_at(bytes, at).end;
-        }
-        if bytes[at] != b'e' || bytes[at + 1] != b'e' {
-            return None;
-        }
-        let path = Some(Strings::resume(bytes, path_at));
-        let entry_at = std::mem::replace(&mut self.next, at + 2);
+    /// The next entry if it has a length and a path and nothing else: nearly all are such.
+    #[inline]
+    pub fn next_plain(&mut self) -> Option<PlainListed<'a>> {
+        let entry = PlainEntry::read(self.bytes, self.next)?;
+        let at = std::mem::replace(&mut self.next, entry.end());
         self.file_index += 1;
-        let (pad, link, executable) = (false, false, false);
-        Some(ListEntry { at: Some(entry_at), path, len_bytes, pad, link, executable })
+        Some(PlainListed { at, bytes: self.bytes, entry })
+    }
+
+    /// The paths of those that lie on a disk, for a list that has been read before.
+    fn paths(mut self) -> impl Iterator<Item = Strings<'a>> {
+        std::iter::from_fn(move || {
+            loop {
+                if let Some(plain) = self.next_plain() {
+                    return Some(plain.parts());
+                }
+                match self.next()? {
+                    Ok(entry) if !entry.is_absent() => return Some(entry.parts()),
+                    _ => {}
+                }
+            }
+        })
     }
 
     fn read(&mut self) -> Result<ListEntry<'a>, MetainfoError> {
-        if let Some(plain) = self.read_plain() {
-            return Ok(plain);
+        if let Some(plain) = self.next_plain() {
+            return Ok(plain.into());
         }
         let wrong = |key| MetainfoError::WrongValue { key };
         let (mut path, mut len_bytes, mut attr) = (Ok(None), None, Attr::default());
@@ -145,10 +141,88 @@ impl<'a> Iterator for ListEntries<'a> {
     }
 }
 
+/// An entry of `files` that has a length and a path and nothing else.
+#[derive(Clone, Debug)]
+pub(super) struct PlainListed<'a> {
+    /// See [`ListEntry::at`].
+    pub at: usize,
+    bytes: &'a [u8],
+    entry: PlainEntry,
+}
+
+impl<'a> PlainListed<'a> {
+    pub fn len_bytes(&self) -> u64 {
+        self.entry.len_bytes
+    }
+
+    /// The names of the path, raw.
+    pub fn parts(&self) -> Strings<'a> {
+        Strings::resume(self.bytes, self.entry.path.start)
+    }
+
+    /// True if [`names::check`] has nothing to say of the path; false if that is not certain.
+    pub fn is_surely_good(&self, folder_len: usize) -> bool {
+        let PlainEntry { path, name_count, shortest_bytes, .. } = &self.entry;
+        // Encoded it is as long as with a slash before each name, or longer; `..` has two bytes.
+        folder_len + path.len() <= names::PATH_LEN_MAX
+            && (*name_count as usize) < names::DEPTH_MAX
+            && (3..=names::COMPONENT_LEN_MAX).contains(shortest_bytes)
+            && names::are_plain(&self.bytes[path.clone()])
+    }
+
+    fn raw(&self) -> RawPath<'a> {
+        let last_text = self.entry.last_text - self.entry.path.start;
+        RawPath { encoded: &self.bytes[self.entry.path.clone()], last_text }
+    }
+}
+
+impl<'a> From<PlainListed<'a>> for ListEntry<'a> {
+    fn from(plain: PlainListed<'a>) -> Self {
+        let (at, path) = (Some(plain.at), Some(plain.parts()));
+        let (pad, link, executable) = (false, false, false);
+        ListEntry { at, path, len_bytes: plain.len_bytes(), pad, link, executable }
+    }
+}
+
+/// A path as it stands in the list.
+#[derive(Clone, Copy, Debug)]
+struct RawPath<'a> {
+    encoded: &'a [u8],
+    /// Where the text of the last name begins.
+    last_text: usize,
+}
+
+impl RawPath<'_> {
+    /// As [`is_before`], where one look tells it: the paths differ in the text of this one's last name, and
+    /// in nothing before it, lengths included. `None` if they do not.
+    fn is_behind(&self, other: &Self) -> Option<bool> {
+        let at = first_difference(self.encoded, other.encoded)?;
+        (at >= self.last_text).then(|| other.encoded[at] < self.encoded[at])
+    }
+}
+
+/// Where two texts differ first; `None` if one begins with the other.
+#[inline]
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    let (a_words, b_words) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
+    for (at, (a, b)) in a_words.iter().zip(b_words).enumerate() {
+        let difference = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
+        if difference != 0 {
+            return Some(at * 8 + difference.trailing_zeros() as usize / 8);
+        }
+    }
+    let rest = len - len % 8;
+    (rest..len).find(|&at| a[at] != b[at])
+}
+
 /// Finds out whether all paths of a list differ, without keeping them.
 #[derive(Debug, Default)]
 pub(super) struct Distinct<'a> {
     last: Option<Strings<'a>>,
+    /// The last path, where it is an entry like most.
+    last_raw: Option<RawPath<'a>>,
     /// Some path does not sort behind the one before it: order proves nothing.
     is_unsorted: bool,
     /// Some component is mapped, so that raw bytes prove nothing.
@@ -159,19 +233,35 @@ impl<'a> Distinct<'a> {
     /// Takes in a path below the torrent's folder.
     pub fn add(&mut self, entry: &ListEntry<'a>, is_mapped: bool) {
         self.is_mapped |= is_mapped;
-        if let (Some(last), Some(path), false) = (&self.last, &entry.path, self.is_unsorted) {
+        if let Some(path) = &entry.path {
+            self.look_at(path);
+        }
+        (self.last, self.last_raw) = (entry.path.clone(), None);
+    }
+
+    /// As [`Distinct::add`].
+    #[inline]
+    pub fn add_plain(&mut self, entry: &PlainListed<'a>, is_mapped: bool) {
+        self.is_mapped |= is_mapped;
+        let raw = entry.raw();
+        let is_behind = self.last_raw.as_ref().and_then(|last| raw.is_behind(last));
+        if is_behind != Some(true) {
+            self.look_at(&entry.parts());
+        }
+        (self.last, self.last_raw) = (Some(entry.parts()), Some(raw));
+    }
+
+    fn look_at(&mut self, path: &Strings<'a>) {
+        if let (Some(last), false) = (&self.last, self.is_unsorted) {
             self.is_unsorted = !is_before(last.clone(), path.clone());
         }
-        self.last.clone_from(&entry.path);
     }
 
     /// True if no two paths are one, and no file is also a folder; false if that is not certain.
     /// `entries` walks over the list again, of `file_count`.
     pub fn finish(self, file_count: usize, entries: ListEntries<'a>) -> bool {
-        let files = || entries.clone().filter_map(Result::ok).filter(|entry| !entry.is_absent());
         !self.is_mapped
-            && (!self.is_unsorted
-                || names::are_surely_distinct(file_count, files().map(|file| file.parts())))
+            && (!self.is_unsorted || names::are_surely_distinct(file_count, entries.paths()))
     }
 }
 

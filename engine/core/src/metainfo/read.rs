@@ -140,7 +140,17 @@ impl<'a> Reader<'_, 'a> {
         let mut files = FileTableBuilder::new(file_count, false);
         let mut distinct = Distinct::default();
         let entries = ListEntries::new(self.bytes, list)?;
-        for entry in entries.clone() {
+        let mut walk = entries.clone();
+        loop {
+            if let Some(plain) = walk.next_plain() {
+                let is_good = plain.is_surely_good(self.name_len_bytes);
+                let is_mapped = !is_good && self.check(plain.parts())?;
+                distinct.add_plain(&plain, is_mapped);
+                files.push_plain(plain.at);
+                geometry.push(FileSpan { len_bytes: plain.len_bytes(), pad: false })?;
+                continue;
+            }
+            let Some(entry) = walk.next() else { break };
             let entry = entry?;
             if !entry.is_absent() {
                 let is_mapped = self.check(entry.parts())?;
