@@ -17,6 +17,7 @@ use super::error::LinkError;
 use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake};
 use super::handshake::{Reserved, WireId};
 use super::message::{FrameLimits, HashRequest, Message, RawBlock, piece_header};
+use super::metadata::METADATA_PIECE_LEN;
 use super::plan::{ChannelId, GatherList};
 use crate::bitfield::Bitfield;
 use crate::geometry::{BlockRef, Geometry, PieceIndex};
@@ -54,6 +55,11 @@ const CHOKES: (u32, u32) = (64, 2);
 /// ever. A question is 49 bytes; its answer may be 264 KiB, and a millisecond of hashing to see that what
 /// the disk gave is right. A second's worth are the leaves of 2 GiB, more than a connection moves.
 const ANSWERS: (u64, u64) = (8 << 20, 4 << 20);
+/// Pieces of the info dict that a peer is given: the whole of it so many times, and a few for luck. Who
+/// asks for more is refused, and its questions are chatter.
+const METADATA_WHOLES: u32 = 3;
+/// See [`METADATA_WHOLES`].
+const METADATA_EXTRA: u32 = 64;
 /// Capacity beyond which an emptied queue gives its memory back, in entries.
 const QUEUE_KEEP: usize = 256;
 
@@ -211,6 +217,8 @@ pub struct Channel {
     chokes: Allowance,
     /// What it has asked for besides blocks.
     answers: Toll,
+    /// Pieces of the info dict among it.
+    metadata_asked: u32,
     /// It has asked for more than that, and is not read until then.
     paused_until: Option<Instant>,
     peer_extended: Option<ExtendedHandshake>,
@@ -267,6 +275,7 @@ impl Channel {
             chatter: Allowance::new(CHATTER),
             chokes: Allowance::new(CHOKES),
             answers: Toll::new(ANSWERS),
+            metadata_asked: 0,
             paused_until: None,
             peer_extended: None,
             is_v2: false,
@@ -604,6 +613,12 @@ impl Channel {
             self.events.shrink_to(QUEUE_KEEP);
         }
         event
+    }
+
+    /// Whether the peer has asked for more of the info dict than anybody needs.
+    fn has_metadata_enough(&self) -> bool {
+        let pieces = self.config.metadata_len_bytes.unwrap_or(0).div_ceil(METADATA_PIECE_LEN);
+        self.metadata_asked >= METADATA_WHOLES * pieces + METADATA_EXTRA
     }
 
     /// Until when the peer is not to be read, because it has asked for more than it may.

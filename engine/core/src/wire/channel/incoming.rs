@@ -313,10 +313,11 @@ impl Channel {
             MetadataMessage::Request { .. } if !self.can_metadata() => return Ok(()),
             MetadataMessage::Request { index } => {
                 self.check_replies()?;
-                if self.out_bytes > ANSWER_BYTES_MAX {
+                if self.out_bytes > ANSWER_BYTES_MAX || self.has_metadata_enough() {
                     self.send_metadata_reject(index);
                     return Ok(());
                 }
+                self.metadata_asked += 1;
                 self.charge_answer(now, u64::from(METADATA_PIECE_LEN));
                 ChannelEvent::MetadataRequest { index }
             }
