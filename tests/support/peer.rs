@@ -23,6 +23,8 @@ pub enum Misbehaviour {
     HugeMessage,
     /// Flips one bit in every block it sends.
     WrongBit,
+    /// Flips one bit in every so many-th block it sends.
+    WrongBitInOneOf(u32),
     /// Accepts and handshakes, then never says a word.
     Silent,
     /// Closes with a reset in the middle of the first block.
@@ -219,6 +221,9 @@ impl Talk {
         let mut begin = begin;
         match self.misbehaviour {
             Misbehaviour::WrongBit => block[0] ^= 0x10,
+            Misbehaviour::WrongBitInOneOf(blocks) => {
+                block[0] ^= u8::from(self.blocks.load(Ordering::Relaxed) % blocks == 0) << 4;
+            }
             Misbehaviour::PastTheEnd => begin = self.served.piece_len_bytes,
             Misbehaviour::ResetInTheMiddle => {
                 let mut head = (9 + block.len() as u32).to_be_bytes().to_vec();
