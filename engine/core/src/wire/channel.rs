@@ -569,8 +569,9 @@ impl Channel {
         self.push_message(&Message::Hashes { request, hashes: hashes.as_flattened() });
     }
 
-    /// Refuses a hash request.
+    /// Refuses a hash request, which then counts as chatter alone.
     pub fn send_hash_reject(&mut self, request: HashRequest) {
+        self.answers.refund(u64::from(hashes_of(&request)) * 32);
         self.out.push_back(Out::Plain(Message::HashReject(request)));
     }
 

@@ -64,13 +64,21 @@ impl Toll {
 
     /// Charges `cost_bytes`. Until when the peer is in debt, if it is.
     pub fn pay(&mut self, now: Instant, cost_bytes: u64) -> Option<Instant> {
-        let time =
-            |bytes: u64| Duration::from_micros(bytes.saturating_mul(1_000_000) / self.per_second);
-        let burst = time(self.burst);
+        let burst = self.time(self.burst);
         let from = self.full_at.map_or(now, |at| at.max(now));
-        let full_at = (from + time(cost_bytes)).min(now + burst + DEBT_MAX);
+        let full_at = (from + self.time(cost_bytes)).min(now + burst + DEBT_MAX);
         self.full_at = Some(full_at);
         (full_at > now + burst).then(|| full_at - burst)
+    }
+
+    /// Gives back what was charged for something that was not done after all.
+    pub fn refund(&mut self, cost_bytes: u64) {
+        let time = self.time(cost_bytes);
+        self.full_at = self.full_at.and_then(|at| at.checked_sub(time));
+    }
+
+    fn time(&self, bytes: u64) -> Duration {
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.per_second)
     }
 }
 

@@ -64,10 +64,10 @@ impl Channel {
             Message::Extended { id, payload } => self.handle_extended(now, id, payload)?,
             Message::HashRequest(request) => {
                 self.check_replies()?;
+                self.charge_answer(now, u64::from(hashes_of(&request)) * 32);
                 if self.out_bytes > ANSWER_BYTES_MAX {
                     self.send_hash_reject(request);
                 } else {
-                    self.charge_answer(now, u64::from(hashes_of(&request)) * 32);
                     self.events.push_back(ChannelEvent::HashRequest(request));
                 }
             }

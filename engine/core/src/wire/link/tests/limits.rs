@@ -277,6 +277,28 @@ fn the_info_dict_is_given_three_times_and_then_refused() {
     assert_eq!(given, 3 * 64 + 64);
 }
 
+/// Questions that are refused cost no work. They were paced like the others, slower than talk is free, and
+/// whoever asked for trees that nobody has was there for ever.
+#[test]
+fn refused_questions_are_not_paced_and_are_a_flood() {
+    let request = HashRequest {
+        pieces_root: [9; 32],
+        base_layer: 0,
+        index: 0,
+        length: 8192,
+        proof_layers: 0,
+    };
+    let mut bench = serving();
+    let question = encoded(&[Message::HashRequest(request)]);
+    let error = (0..2000).find_map(|_| {
+        let result = bench.receive(&question);
+        bench.channel().send_hash_reject(request);
+        bench.sent();
+        result.err()
+    });
+    assert_eq!(error, Some(LinkError::Flood { what: "chatter" }));
+}
+
 /// A question of 49 bytes may cost a millisecond. Who asks and takes the answers is served at a pace, by
 /// not being read meanwhile, and is not refused: an honest peer may be that fast.
 #[test]
