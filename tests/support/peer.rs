@@ -222,7 +222,8 @@ impl Talk {
         match self.misbehaviour {
             Misbehaviour::WrongBit => block[0] ^= 0x10,
             Misbehaviour::WrongBitInOneOf(blocks) => {
-                block[0] ^= u8::from(self.blocks.load(Ordering::Relaxed) % blocks == 0) << 4;
+                block[0] ^=
+                    u8::from(self.blocks.load(Ordering::Relaxed).is_multiple_of(blocks)) << 4;
             }
             Misbehaviour::PastTheEnd => begin = self.served.piece_len_bytes,
             Misbehaviour::ResetInTheMiddle => {
