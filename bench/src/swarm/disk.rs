@@ -31,9 +31,7 @@ pub fn run(args: &Args) -> Report {
     let help = help.unwrap_or_default();
     let mut who: Vec<Box<dyn Peer>> = Vec::new();
     for driver in DRIVERS {
-        // The list of values stands in the help of the flag.
-        let list = help.split("--io-driver").nth(1).and_then(|rest| rest.split(']').next());
-        if list.is_some_and(|list| list.split([' ', ',', ':', '\n']).any(|word| word == driver)) {
+        if has_driver(&help, driver) {
             who.push(Box::new(Release { driver, ..Release::new(program.clone()) }));
         } else {
             let text = format!("{} was built without the driver {driver}", program.display());
@@ -60,4 +58,24 @@ pub fn run(args: &Args) -> Report {
         bench.compare(&what, &payload, shape);
     }
     bench.finish()
+}
+
+/// Whether the help of `--io-driver` lists it among the values.
+fn has_driver(help: &str, driver: &str) -> bool {
+    let flag = help.split("--io-driver").nth(1).unwrap_or_default();
+    let values = flag.split("possible values:").nth(1).and_then(|rest| rest.split(']').next());
+    values.is_some_and(|values| values.split(',').any(|value| value.trim() == driver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_says_which_drivers_there_are() {
+        let help = "--io-driver <DRIVER>  What does the I/O: io_uring, glommio, or any [default: auto] \
+                    [possible values: auto, uring, epoll]\n --other <X> [possible values: tokio-uring]";
+        let found = DRIVERS.map(|driver| has_driver(help, driver));
+        assert_eq!(found, [true, true, false, false]);
+    }
 }
