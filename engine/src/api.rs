@@ -315,6 +315,8 @@ pub struct ListingStatus {
     pub durable_pieces: u32,
     /// Who gave how much since the listing was added to this engine, by peer id.
     pub sources: Vec<SourceStatus>,
+    /// Shards that have a part in it: more than one for a huge listing that is being fetched or served.
+    pub shards: u32,
     /// Connections now.
     pub peers: u32,
     /// Payload bytes sent to peers.
@@ -344,6 +346,31 @@ pub enum Scope {
     Others,
     /// One listing.
     Listing(ListingId),
+}
+
+impl ListingStatus {
+    /// Adds what another shard has done for the listing; how far it is its home knows alone.
+    pub(crate) fn add_part(&mut self, part: ListingStatus) {
+        self.shards += 1;
+        // What one shard waits for the listing waits for.
+        if self.state == ListingState::Fetching
+            && matches!(part.state, ListingState::Waiting { .. })
+        {
+            self.state = part.state;
+        }
+        self.peers += part.peers;
+        self.sent_bytes += part.sent_bytes;
+        self.wasted_bytes += part.wasted_bytes;
+        for source in part.sources {
+            let is_it = |known: &&mut SourceStatus| {
+                known.peer_id == source.peer_id && known.addr.ip() == source.addr.ip()
+            };
+            match self.sources.iter_mut().find(is_it) {
+                Some(known) => known.verified_bytes += source.verified_bytes,
+                None => self.sources.push(source),
+            }
+        }
+    }
 }
 
 /// The engine, at the moment of asking. Counters only grow; rates are over the last second or so.

@@ -77,6 +77,9 @@ pub struct Config {
     pub limit_loopback: bool,
     /// Payload files held open at most.
     pub open_files_max: u32,
+    /// A listing of at least so many bytes is fetched and served by all shards, each over connections of its
+    /// own, when it can be cut: pieces of a multiple of 256 KiB, files that begin at sectors.
+    pub stripe_min_bytes: u64,
     /// A complete listing goes cold after so long without a peer: a row and nothing else, until the next
     /// handshake.
     pub idle_before_cold: Duration,
@@ -108,6 +111,10 @@ pub const SHARDS_MAX: u32 = 64;
 
 /// Default of [`Config::idle_before_cold`]: peers that reconnect within it find everything ready.
 pub const IDLE_BEFORE_COLD_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Default of [`Config::stripe_min_bytes`]: what one shard moves in a second or two is not worth the
+/// connections.
+pub const STRIPE_MIN_BYTES_DEFAULT: u64 = 1 << 30;
 
 /// Default of [`Config::journal_log_bytes_max`]: 16 MiB are replayed in about 50 ms.
 pub const JOURNAL_LOG_BYTES_MAX_DEFAULT: u64 = 16 << 20;
@@ -185,6 +192,7 @@ impl Config {
             peers_per_ip_max: 8,
             limit_loopback: false,
             open_files_max: 256,
+            stripe_min_bytes: STRIPE_MIN_BYTES_DEFAULT,
             idle_before_cold: IDLE_BEFORE_COLD_DEFAULT,
             journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,

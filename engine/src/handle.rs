@@ -339,7 +339,17 @@ impl Engine {
 
     /// Where a listing stands; `None` for an unknown id.
     pub fn listing_status(&self, id: ListingId) -> Option<ListingStatus> {
-        self.inner.ask(self.inner.mesh.home_of(id), |answer| Command::Status(id, answer))?
+        let inner = &*self.inner;
+        let home = inner.mesh.home_of(id);
+        let mut status = inner.ask(home, |answer| Command::Status(id, answer))??;
+        if inner.mesh.is_striped(id) {
+            for shard in (0..inner.shards.len()).filter(|&shard| shard != home) {
+                if let Some(part) = inner.ask(shard, |answer| Command::Status(id, answer))? {
+                    status.add_part(part);
+                }
+            }
+        }
+        Some(status)
     }
 
     /// Counters of the whole engine. Does not wait for the shards.

@@ -38,6 +38,10 @@ pub struct SimMarket {
     pub replayed_bytes: u64,
     /// Shards of nodes that are started from now on.
     pub shards: usize,
+    /// [`Config::stripe_min_bytes`] of nodes that are started from now on.
+    pub stripe_min_bytes: u64,
+    /// [`Config::peers_per_ip_max`] of nodes that are started from now on.
+    pub peers_per_ip_max: u32,
 }
 
 struct SimNode {
@@ -136,6 +140,8 @@ impl SimMarket {
             journal_log_bytes_max: crate::config::JOURNAL_LOG_BYTES_MAX_DEFAULT,
             replayed_bytes: 0,
             shards: 1,
+            stripe_min_bytes: crate::config::STRIPE_MIN_BYTES_DEFAULT,
+            peers_per_ip_max: 8,
         }
     }
 
@@ -309,6 +315,8 @@ impl SimMarket {
         let state =
             StateDir::new(DirHandle::create(&config.state_dir).expect("a folder in the scratch"));
         config.journal_log_bytes_max = self.journal_log_bytes_max;
+        config.stripe_min_bytes = self.stripe_min_bytes;
+        config.peers_per_ip_max = self.peers_per_ip_max;
         let found = files::find(&self.world.journal_files(node, &config.state_dir));
         let found = found.expect("a virtual disk is read").expect("a journal of this version");
         assert!(found.damaged.is_empty(), "no way through the journal: {found:?}");

@@ -174,7 +174,11 @@ fn work(queue: &Queue, reports: &Sender<Report>, waker: &Waker) {
 fn run(job: Job) -> Option<Report> {
     let (id, done) = match job {
         Job::Open { id, root, path, mode, direct } => {
-            let opened = DataFile::open(&root, &path, mode == OpenMode::Write, direct);
+            let opened = DataFile::open(&root, &path, mode != OpenMode::Read, direct);
+            let opened = opened.map(|mut opened| {
+                opened.created |= mode == OpenMode::WriteShared;
+                opened
+            });
             return Some(Report::Opened(id, opened, Name { root, path }));
         }
         Job::Allocate { id, file, len_bytes } => (id, Done::Allocated(file.allocate(len_bytes))),

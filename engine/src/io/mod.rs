@@ -73,6 +73,9 @@ pub enum OpenMode {
     Read,
     /// Read and write; it and its parent folders are created if missing.
     Write,
+    /// The same for a file that another shard may have created and not synced yet: the first sync writes
+    /// its name, whoever has created it.
+    WriteShared,
 }
 
 /// An operation for the driver. Every operation with an `id` is answered by exactly one

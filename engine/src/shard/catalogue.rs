@@ -55,6 +55,7 @@ impl Row {
             piece_count: self.piece_count,
             durable_pieces: if self.is_durable { self.piece_count } else { 0 },
             sources: self.sources.as_deref().unwrap_or_default().to_vec(),
+            shards: 1,
             peers: 0,
             sent_bytes: self.sent_bytes,
             wasted_bytes: self.wasted_bytes,

@@ -250,7 +250,7 @@ impl Shard {
         active.stored.set(piece);
         active.requests.piece_done(piece);
         active.assembler.found(&geometry, piece);
-        let is_owned = active.place.is_owned();
+        let is_owned = active.place.is_owned() && !active.is_helper();
         active.unannounced.insert(piece.get());
         self.announce(listing, &std::iter::once(piece.get()).collect());
         // It was read, perhaps out of the page cache: durable is only what a sync has gone over.

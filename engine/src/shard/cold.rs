@@ -281,6 +281,9 @@ impl Shard {
     /// Lets a listing go cold if nobody has asked for it.
     pub(super) fn evict(&mut self, listing: ListingId) {
         let Some(active) = self.active.get(&listing) else { return };
+        if active.is_helper() {
+            return self.evict_helper(listing);
+        }
         let dials = self.config.dials_as_seed && active.dialer.target_count() > 0;
         let is_busy = !active.conns.is_empty() || active.check.is_some() || dials;
         if is_busy || active.stage != Stage::Running {

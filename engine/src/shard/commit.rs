@@ -9,9 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
+use ringseed_core::geometry::PieceIndex;
+
 use super::Shard;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
 use super::journal::JournalFile;
+use super::listing::Active;
 use super::timers::Timer;
 use crate::api::ListingId;
 use crate::store::RunSet;
@@ -98,6 +101,19 @@ impl Commit {
         }
     }
 
+    /// Pieces that are not synced yet are not to be claimed.
+    pub fn take_back(&mut self, listing: ListingId, pieces: &RunSet) {
+        let mut batches = vec![&mut self.pieces];
+        if let Phase::Data { pieces, .. } = &mut self.phase {
+            batches.push(pieces);
+        }
+        for batch in batches {
+            if let Some(of) = batch.get_mut(&listing) {
+                pieces.runs().for_each(|(first, count)| of.remove(first, count));
+            }
+        }
+    }
+
     /// Forgets what a removed listing has on the way.
     pub fn forget(&mut self, listing: ListingId) {
         self.pieces.remove(&listing);
@@ -114,8 +130,26 @@ impl Commit {
 impl Shard {
     /// A piece is written whole; it is durable when its batch is.
     pub(super) fn commit_piece(&mut self, listing: ListingId, piece: u32, len_bytes: u64) {
+        self.share_stored(listing, piece);
+        if self.active.get(&listing).is_some_and(Active::is_helper) {
+            return self.leave_commit_to_home(listing, piece);
+        }
         self.commit_run(listing, piece, 1);
         self.commit.bytes += len_bytes;
+    }
+
+    /// Another shard has written a piece of a listing of this one, which syncs and journals for all: of a sync
+    /// that fails, nobody else could tell what it should have covered.
+    pub(super) fn commit_for_helper(&mut self, listing: ListingId, piece: PieceIndex) {
+        let Some(active) = self.active.get(&listing) else { return };
+        let Some(geometry) = active.geometry().cloned() else { return };
+        let len = u64::from(geometry.piece_len(piece));
+        let slices = geometry.slices(geometry.piece_offset(piece), len);
+        for slice in slices.filter(|slice| !slice.pad) {
+            self.commit.files.insert(FileKey { listing, file: slice.file.get() });
+        }
+        self.commit_run(listing, piece.get(), 1);
+        self.commit.bytes += u64::from(geometry.piece_data_len(piece));
     }
 
     /// Pieces that need no writing are to be journalled.
@@ -202,6 +236,7 @@ impl Shard {
             if let Some(active) = self.active.get_mut(&listing) {
                 active.doubtful.extend(active.writing.keys());
             }
+            self.doubt_helpers(listing);
             self.pieces_are_unknown(listing, unknown);
         }
         for (&listing, runs) in &pieces {

@@ -41,7 +41,8 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 /// The addresses of a listing.
 #[derive(Debug, Default)]
 pub(super) struct Dialer {
-    targets: BTreeMap<SocketAddr, Target>,
+    /// By address, and which connection to it: several where shards on both sides share a listing.
+    targets: BTreeMap<(SocketAddr, u8), Target>,
     timer_at: Option<Instant>,
     /// The second that is counted, and dials of found addresses in it.
     found_dials: Option<(Instant, u32)>,
@@ -89,7 +90,23 @@ impl Target {
 impl Dialer {
     /// How many addresses the user has given.
     pub fn target_count(&self) -> usize {
-        self.targets.values().filter(|target| !target.is_found).count()
+        self.targets.iter().filter(|((_, turn), target)| *turn == 0 && !target.is_found).count()
+    }
+
+    /// These addresses.
+    pub fn given(&self) -> Vec<SocketAddr> {
+        let given = self.targets.iter().filter(|((_, turn), it)| *turn == 0 && !it.is_found);
+        given.map(|((addr, _), _)| *addr).collect()
+    }
+
+    /// So many connections are to be made to an address that is known.
+    pub fn widen(&mut self, addr: SocketAddr, count: usize, now: Instant) {
+        let Some(is_found) = self.targets.get(&(addr, 0)).map(|target| target.is_found) else {
+            return;
+        };
+        for turn in 1..u8::try_from(count).unwrap_or(u8::MAX) {
+            self.targets.entry((addr, turn)).or_insert_with(|| Target::new(now, is_found));
+        }
     }
 
     /// Whether another found address may be dialled in this second.
@@ -103,8 +120,8 @@ impl Dialer {
     }
 
     /// A handshake came over a connection: who is where.
-    pub fn connected(&mut self, addr: SocketAddr, is_dialled: bool, peer_id: PeerId) {
-        if let Some(target) = self.targets.get_mut(&addr).filter(|_| is_dialled) {
+    pub fn connected(&mut self, addr: SocketAddr, turn: u8, is_dialled: bool, peer_id: PeerId) {
+        if let Some(target) = self.targets.get_mut(&(addr, turn)).filter(|_| is_dialled) {
             target.peer_id = Some(peer_id);
             target.is_dialling = false;
             target.failures = 0;
@@ -119,13 +136,17 @@ impl Shard {
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
         let targets = &mut active.dialer.targets;
-        let is_found = |_: &SocketAddr, target: &mut Target| !target.is_found;
-        let mut old: BTreeMap<SocketAddr, Target> = targets.extract_if(.., is_found).collect();
+        let is_found = |_: &(SocketAddr, u8), target: &mut Target| !target.is_found;
+        let mut old: BTreeMap<(SocketAddr, u8), Target> =
+            targets.extract_if(.., is_found).collect();
         for addr in peers.into_iter().map(canonical) {
-            let known = old.remove(&addr).or_else(|| targets.remove(&addr));
+            let key = (addr, 0);
+            let known = old.remove(&key).or_else(|| targets.remove(&key));
             let mut target = known.unwrap_or_else(|| Target::new(now, false));
             target.is_found = false;
-            targets.insert(addr, target);
+            targets.insert(key, target);
+            let others: Vec<_> = old.extract_if((addr, 1)..=(addr, u8::MAX), |_, _| true).collect();
+            targets.extend(others);
         }
         self.dial_turn(listing);
     }
@@ -141,8 +162,8 @@ impl Shard {
         let mut room =
             FOUND_MAX.saturating_sub(targets.values().filter(|target| target.is_found).count());
         for addr in peers.into_iter().map(canonical) {
-            if room > 0 && !targets.contains_key(&addr) {
-                targets.insert(addr, Target::new(now, true));
+            if room > 0 && !targets.contains_key(&(addr, 0)) {
+                targets.insert((addr, 0), Target::new(now, true));
                 room -= 1;
             }
         }
@@ -158,17 +179,29 @@ impl Shard {
         if !(active.wants_peers() || brings) || self.is_stopping {
             return;
         }
-        let connected: Vec<Who> =
-            active.conns.iter().filter_map(|id| self.conns.get(id).and_then(Conn::who)).collect();
-        let room = (self.config.peers_per_listing_max as usize).saturating_sub(active.conns.len());
+        let connected: Vec<(Who, u8)> = active
+            .conns
+            .iter()
+            .filter_map(|id| self.conns.get(id).and_then(|conn| Some((conn.who()?, conn.lane))))
+            .collect();
+        let Some(active) = self.active.get(&listing) else { return };
+        let room = self.peers_per_listing_max(active).saturating_sub(active.conns.len());
+        let is_striped = active.stripe.is_some();
+        let (index, shards) = (self.seat.index, self.seat.mesh.shard_count());
+        let lane_of = |turn: u8| match is_striped {
+            true => u8::try_from(index + usize::from(turn) * shards).unwrap_or(u8::MAX),
+            false => 0,
+        };
+        let Some(active) = self.active.get_mut(&listing) else { return };
         let wire_ids = active.wire_ids.clone();
         let mut next: Option<Instant> = None;
         let mut due = Vec::new();
         let mut targets = std::mem::take(&mut active.dialer.targets);
-        for (&addr, target) in &mut targets {
+        for (&(addr, turn), target) in &mut targets {
             let is_known = |peer_id: PeerId| {
                 let who = Who::of(peer_id, addr);
-                connected.contains(&who) || self.banned.get(&who).is_some_and(|&until| until > now)
+                connected.contains(&(who, lane_of(turn)))
+                    || self.banned.get(&who).is_some_and(|&until| until > now)
             };
             if target.is_dialling || target.peer_id.is_some_and(is_known) {
                 continue; // looked at again when that connection ends
@@ -182,10 +215,10 @@ impl Shard {
             }
             target.is_dialling = true;
             let mut ids = wire_ids.clone();
-            let turn = target.attempts % ids.len().max(1);
-            ids.rotate_left(turn);
+            let first = target.attempts % ids.len().max(1);
+            ids.rotate_left(first);
             target.attempts += 1;
-            due.push((addr, ids));
+            due.push(((addr, turn), ids));
         }
         active.dialer.targets = targets;
         if let Some(at) = next
@@ -194,8 +227,8 @@ impl Shard {
             active.dialer.timer_at = Some(at);
             self.timers.set(at, Timer::Dial(listing));
         }
-        for (addr, ids) in due {
-            self.dial(listing, addr, ids);
+        for (to, ids) in due {
+            self.dial(listing, to, ids);
         }
     }
 
@@ -208,14 +241,14 @@ impl Shard {
     }
 
     /// Nobody answered.
-    pub(super) fn dial_failed(&mut self, listing: ListingId, addr: SocketAddr) {
+    pub(super) fn dial_failed(&mut self, listing: ListingId, addr: SocketAddr, turn: u8) {
         let now = self.now;
         let Some(active) = self.active.get_mut(&listing) else { return };
-        if let Some(target) = active.dialer.targets.get_mut(&addr) {
+        if let Some(target) = active.dialer.targets.get_mut(&(addr, turn)) {
             target.wait(now);
             target.failures += 1;
             if target.is_found && target.failures >= FOUND_TRIES_MAX {
-                active.dialer.targets.remove(&addr);
+                active.dialer.targets.remove(&(addr, turn));
             }
         }
         self.dial_turn(listing);
@@ -224,20 +257,20 @@ impl Shard {
     /// A connection has ended: dial again, unless that is pointless.
     pub(super) fn after_close(&mut self, listing: ListingId, conn: &Conn, reason: &CloseReason) {
         let now = self.now;
+        let key = (conn.addr, self.turn_of(conn));
         let Some(active) = self.active.get_mut(&listing) else { return };
-        if let Some(target) = active.dialer.targets.get_mut(&conn.addr).filter(|_| conn.is_dialled)
-        {
+        if let Some(target) = active.dialer.targets.get_mut(&key).filter(|_| conn.is_dialled) {
             target.wait(now);
             target.failures += 1;
             let is_hopeless = target.is_found && target.failures >= FOUND_TRIES_MAX;
             match reason {
                 CloseReason::Link(error) if error.blame() == Blame::Us => {
-                    active.dialer.targets.remove(&conn.addr);
+                    active.dialer.targets.remove(&key);
                 }
                 // Both have everything: neither will miss the other soon.
                 CloseReason::Useless => target.next_at = now + USELESS_PAUSE,
                 _ if is_hopeless => {
-                    active.dialer.targets.remove(&conn.addr);
+                    active.dialer.targets.remove(&key);
                 }
                 CloseReason::Link(error) if error.blame() == Blame::Peer => {
                     target.next_at = target.next_at.max(now + BACKOFF_MAX);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 use ringseed_sys::dir::DirHandle;
 
+use super::listing::Active;
 use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{FileId, Op, OpenMode, ReadPath};
@@ -280,7 +281,7 @@ impl Shard {
         match (result, spec) {
             (Ok((id, len_bytes)), Some(spec)) => {
                 let wanted = spec.len_bytes.filter(|&wanted| wanted != len_bytes);
-                if let Some(len_bytes) = wanted.filter(|_| file.mode == OpenMode::Write) {
+                if let Some(len_bytes) = wanted.filter(|_| file.mode != OpenMode::Read) {
                     file.state = FileState::Sizing(id);
                     let flight = self.flights.insert(Flight::Allocate(key));
                     self.out.push_back(Op::Allocate { id: flight, file: id, len_bytes });
@@ -304,8 +305,12 @@ impl Shard {
         match result {
             Ok(()) => {
                 file.state = FileState::Ready(id);
-                file.dirty = true; // its length is to be synced as well
-                self.commit.files.insert(key);
+                // Its length is to be synced as well, by whoever syncs the listing.
+                let is_own = !self.active.get(&key.listing).is_some_and(Active::is_helper);
+                file.dirty = is_own;
+                if is_own {
+                    self.commit.files.insert(key);
+                }
                 self.run_waiting(key);
             }
             Err(error) => {
@@ -401,10 +406,12 @@ impl Shard {
         let TaskFlight { key, class, job, len, offset_bytes, start } = flight;
         let done = match result {
             Ok(()) => {
-                if let Some(file) = self.disk.files.get_mut(&key) {
-                    file.dirty = true;
+                if !self.active.get(&key.listing).is_some_and(Active::is_helper) {
+                    if let Some(file) = self.disk.files.get_mut(&key) {
+                        file.dirty = true;
+                    }
+                    self.commit.files.insert(key);
                 }
-                self.commit.files.insert(key);
                 self.counters.stored_bytes.add(len);
                 Ok(len)
             }

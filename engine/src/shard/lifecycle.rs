@@ -23,8 +23,14 @@ impl Shard {
             Command::Add(new, answer) => {
                 let _ = answer.send(self.add_listing(*new));
             }
-            Command::SetPeers(listing, peers) => self.set_listing_peers(listing, peers),
-            Command::FoundPeers(listing, peers) => self.found_peers(listing, peers),
+            Command::SetPeers(listing, peers) => {
+                self.tell_peers(listing, &peers, false);
+                self.set_listing_peers(listing, peers);
+            }
+            Command::FoundPeers(listing, peers) => {
+                self.tell_peers(listing, &peers, true);
+                self.found_peers(listing, peers);
+            }
             Command::Remove(listing, delete_data) => self.remove_listing(listing, delete_data),
             Command::SetMembers(members) => self.set_members(&members),
             Command::SetServing(serving) => self.set_serving(serving),
@@ -95,8 +101,9 @@ impl Shard {
     }
 
     pub(super) fn count_listings(&mut self) {
-        self.counters.listings.set((self.active.len() + self.rows.len()) as u64);
-        self.counters.listings_active.set(self.active.len() as u64);
+        let own = self.active.len() - self.helping;
+        self.counters.listings.set((own + self.rows.len()) as u64);
+        self.counters.listings_active.set(own as u64);
     }
 
     /// The layout is known: believe what the journal says, check what is in doubt, fetch the rest.
@@ -232,6 +239,10 @@ impl Shard {
     /// Everything is here and durable.
     pub(super) fn listing_is_whole(&mut self, listing: ListingId) {
         self.stop_swarm(listing);
+        if self.active.get(&listing).is_some_and(|active| active.stripe.is_some()) {
+            // What was begun here and came over another shard.
+            self.give_up_fills(listing);
+        }
         self.close_files_of(listing, false);
         let Some(active) = self.active.get(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
@@ -257,9 +268,22 @@ impl Shard {
     }
 
     pub(super) fn remove_listing(&mut self, listing: ListingId, delete_data: bool) {
+        if self.must_wait_for_helpers(listing, delete_data) {
+            return;
+        }
         if self.remove_cold(listing, delete_data) {
             return;
         }
+        self.forget_active(listing);
+        if let Some(slot) = self.active.get(&listing).and_then(|active| active.journal_slot) {
+            self.commit.writer().removed(slot);
+        }
+        let Some(active) = self.active.remove(&listing) else { return };
+        self.end_active(listing, active, delete_data);
+    }
+
+    /// Ends everything that goes on for an active listing.
+    pub(super) fn forget_active(&mut self, listing: ListingId) {
         let Some(active) = self.active.get(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         for id in conns {
@@ -279,10 +303,9 @@ impl Shard {
             Job::Touch(of) => *of != listing,
         });
         self.reads.forget(listing);
-        if let Some(slot) = self.active.get(&listing).and_then(|active| active.journal_slot) {
-            self.commit.writer().removed(slot);
-        }
-        let Some(active) = self.active.remove(&listing) else { return };
+    }
+
+    fn end_active(&mut self, listing: ListingId, active: Active, delete_data: bool) {
         self.filling -= active.assembler.held_len();
         for name in &active.wire_ids {
             self.names.remove(name, listing);

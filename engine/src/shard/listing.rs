@@ -25,6 +25,7 @@ use super::metadata::Metadata;
 use super::peer::Who;
 use super::requests::Requests;
 use super::spill::Senders;
+use super::stripes::Stripe;
 use crate::api::{
     Identity, ListingError, ListingId, ListingState, ListingStatus, Place, SourceStatus, WaitReason,
 };
@@ -111,6 +112,8 @@ pub(super) struct Active {
     pub known_complete: bool,
     /// What it consists of lies in the state folder.
     pub is_kept: bool,
+    /// Several shards have a part in it.
+    pub stripe: Option<Stripe>,
     /// What its files looked like when it was added, before they were checked; and when each changed.
     pub stamp: Option<Stamp>,
     pub changed_ns: Vec<u64>,
@@ -187,6 +190,7 @@ impl Active {
             bad_files: Vec::new(),
             known_complete: false,
             is_kept: false,
+            stripe: None,
             stamp: None,
             changed_ns: Vec::new(),
         };
@@ -299,7 +303,8 @@ impl Active {
         {
             self.have_bytes -= payload_of(geometry, piece);
         }
-        if !self.skipped.get(piece) {
+        let is_others = self.stripe.as_ref().is_some_and(|stripe| stripe.elsewhere.get(piece));
+        if !self.skipped.get(piece) && !is_others {
             self.done.clear(piece);
         }
         self.stored.clear(piece);
@@ -349,9 +354,11 @@ impl Active {
         Some((self.geometry.as_deref()?, &mut self.assembler))
     }
 
-    /// Every piece that is wanted is verified.
+    /// Every piece that is wanted is verified, whichever shard has fetched it.
     pub fn is_complete(&self) -> bool {
-        self.geometry.is_some() && self.done.is_full()
+        // Of a listing that several shards have a part in all pieces are wanted.
+        let all = if self.stripe.is_some() { &self.have } else { &self.done };
+        self.geometry.is_some() && all.is_full()
     }
 
     /// Bytes are wanted: something is missing and nothing stands in the way.
@@ -366,7 +373,7 @@ impl Active {
 
     /// Something is missing and may be written. Nothing is ever fetched over the user's data.
     pub fn is_wanting(&self) -> bool {
-        self.stage == Stage::Running && !self.done.is_full() && self.place.is_owned()
+        self.stage == Stage::Running && !self.is_complete() && self.place.is_owned()
     }
 
     /// The name of the v2 view on the wire.
@@ -436,6 +443,15 @@ impl Active {
         self.sources.entry(who).or_insert((addr, 0)).0 = addr;
     }
 
+    /// What a peer gave to another shard counts with what it gave to this one.
+    pub fn add_source(&mut self, source: &SourceStatus) {
+        let who = Who::of(PeerId(source.peer_id), source.addr);
+        self.note_source(who, source.addr);
+        if let Some((_, verified)) = self.sources.get_mut(&who) {
+            *verified += source.verified_bytes;
+        }
+    }
+
     fn source_list(&self) -> Vec<SourceStatus> {
         let status = |(who, &(addr, verified_bytes)): (&Who, &(SocketAddr, u64))| SourceStatus {
             peer_id: who.peer_id.0,
@@ -465,6 +481,7 @@ impl Active {
             piece_count: self.have.piece_count(),
             durable_pieces: self.durable.count(),
             sources: self.source_list(),
+            shards: 1,
             peers: self.conns.len() as u32,
             sent_bytes: self.sent_bytes,
             wasted_bytes: self.wasted_bytes,

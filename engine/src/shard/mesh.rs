@@ -5,18 +5,19 @@
 //! sender, who is woken when there is room. A message wakes its receiver only when that one sleeps and
 //! has not been woken yet. In an engine of one shard none of this is ever touched.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-use ringseed_core::wire::{Handshake, Link, WireId};
+use ringseed_core::wire::{Handshake, Link, PeerId, WireId};
 
 use super::catalogue::Names;
 use super::command::CommandQueue;
 use super::limits::Limiter;
 use super::peer::{CloseReason, Who};
+use super::stripes::{Help, StripeNews};
 use crate::api::{ListingId, Rates};
 use crate::io::MovedSock;
 use crate::store::Recovered;
@@ -49,6 +50,8 @@ pub(super) enum Message {
     JournalLost,
     /// Somebody sent what cannot be honest.
     Banned { who: Who, until: Instant },
+    /// About a listing that several shards have a part in.
+    Stripe { from: usize, listing: ListingId, news: StripeNews },
     /// All places of the engine are taken: a connection over which nothing moves is to give way.
     Displace,
 }
@@ -62,6 +65,8 @@ pub(super) struct MovedConn {
     pub handshake: Handshake,
     /// Listings that it may want, the likeliest first; the receiver has the first one.
     pub candidates: VecDeque<ListingId>,
+    /// It comes for a listing of another shard, in which the receiver is to have a part.
+    pub help: Option<Arc<Help>>,
     /// In the hands of neither driver; `None` while it is still being given up.
     pub sock: Option<MovedSock>,
 }
@@ -104,6 +109,8 @@ pub struct Mesh {
     slots: JournalSlots,
     /// Names on the wire of all listings; empty where there is one shard, which has its own.
     directory: RwLock<Names>,
+    /// Listings that several shards have a part in, or had.
+    striped: RwLock<BTreeSet<ListingId>>,
     /// Connections of all shards.
     conn_count: AtomicUsize,
     /// Shards that have not stopped.
@@ -134,6 +141,7 @@ impl Mesh {
             recovered: Mutex::new(recovered),
             slots,
             directory: RwLock::new(Names::new(seed.rotate_left(29))),
+            striped: RwLock::default(),
             conn_count: AtomicUsize::new(0),
             is_unclean: AtomicBool::new(false),
             limiter: Limiter::new(rates),
@@ -154,6 +162,27 @@ impl Mesh {
     /// The id that belongs to `shard` and is the `number`th there, counted from 1. One shard counts 1, 2, 3.
     pub fn id_of(&self, shard: usize, number: u64) -> ListingId {
         ListingId(number * self.queues.len() as u64 + shard as u64)
+    }
+
+    /// Whether several shards have a part in a listing, or had.
+    pub fn is_striped(&self, listing: ListingId) -> bool {
+        let striped = self.striped.read().unwrap_or_else(PoisonError::into_inner);
+        striped.contains(&listing)
+    }
+
+    pub(super) fn set_striped(&self, listing: ListingId, is_striped: bool) {
+        let mut striped = self.striped.write().unwrap_or_else(PoisonError::into_inner);
+        match is_striped {
+            true => striped.insert(listing),
+            false => striped.remove(&listing),
+        };
+    }
+
+    /// The shard that serves a peer's connection of this number: those of one peer go round.
+    pub(super) fn place_of(&self, peer_id: &PeerId, lane: u8) -> usize {
+        let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        let hash = peer_id.0.iter().fold(0xcbf2_9ce4_8422_2325, mix) >> 32;
+        ((hash + u64::from(lane)) % self.queues.len() as u64) as usize
     }
 
     /// Connections that were moved from the shard that accepted them.

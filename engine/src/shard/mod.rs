@@ -7,7 +7,8 @@
 //! the same.
 //!
 //! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
-//! - `mesh`, `moving`: what the shards of an engine share, and how they talk.
+//! - `mesh`, `moving`, `stripes`: what the shards of an engine share, how they talk, and a huge listing
+//!   on all of them.
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
 //!   journal.
 //! - `blame`, `hints`: who sent bad bytes; what the fast extension says.
@@ -44,6 +45,7 @@ mod serve;
 mod slots;
 mod smallfile;
 mod spill;
+mod stripes;
 mod timers;
 mod uploads;
 mod writing;
@@ -86,6 +88,7 @@ use serve::{ReadJob, Reads};
 use slots::Slots;
 use smallfile::SmallFile;
 use spill::SpillJob;
+use stripes::{Leaving, Ledger};
 use timers::{Timer, Timers};
 use uploads::Uploads;
 use writing::WriteJob;
@@ -117,7 +120,7 @@ pub struct ShardParts {
 /// What an operation in flight was for.
 #[derive(Debug)]
 enum Flight {
-    Connect { listing: ListingId, addr: SocketAddr, wire_ids: Vec<WireId> },
+    Connect { listing: ListingId, addr: SocketAddr, turn: u8, wire_ids: Vec<WireId> },
     PollIn(ConnId),
     Recv(RecvFlight),
     Send { conn: ConnId, listing: Option<ListingId>, payload: u64 },
@@ -176,6 +179,12 @@ pub struct Shard {
     /// Identities of listings whose data is being deleted.
     removing: BTreeMap<ListingKey, ListingId>,
     active: BTreeMap<ListingId, Active>,
+    /// How many of these are other shards'.
+    helping: usize,
+    /// Listings of which the others are to have a part, and those of others that this shard has left.
+    helps_due: BTreeSet<ListingId>,
+    leaves_due: Vec<(ListingId, Box<Ledger>)>,
+    leaving: Leaving,
 
     conns: BTreeMap<ConnId, Conn>,
     door: Door,
@@ -251,6 +260,10 @@ impl Shard {
             loads: Loads::new(),
             removing: BTreeMap::new(),
             active: BTreeMap::new(),
+            helping: 0,
+            helps_due: BTreeSet::new(),
+            leaves_due: Vec::new(),
+            leaving: Leaving::new(),
             conns: BTreeMap::new(),
             door: Door::new(),
             next_conn: 0,
@@ -336,6 +349,7 @@ impl Shard {
             Timer::Metadata(listing) => self.metadata_timeout(listing),
             Timer::Download(listing) => self.download_allowed(listing),
             Timer::Dispute(listing) => self.disputes_timeout(listing),
+            Timer::Hungry(listing) => self.still_hungry(listing),
             // Their work is looked at in every turn; the timer only makes one happen.
             Timer::Choke => self.choke_round(),
             Timer::Commit | Timer::Upload | Timer::Hash => {}
@@ -365,8 +379,8 @@ impl Machine for Shard {
             return;
         };
         match (flight, done) {
-            (Flight::Connect { listing, addr, wire_ids }, Done::Connected(result)) => {
-                self.handle_connected(listing, addr, &wire_ids, result);
+            (Flight::Connect { listing, addr, turn, wire_ids }, Done::Connected(result)) => {
+                self.handle_connected(listing, addr, turn, &wire_ids, result);
             }
             (Flight::PollIn(conn), Done::Readable(result)) => self.handle_readable(conn, result),
             (Flight::Recv(flight), Done::Received(result, buf)) => {
@@ -422,6 +436,7 @@ impl Machine for Shard {
         self.pump_disk();
         self.pump_commit();
         self.pump_mail();
+        self.pump_helps();
         self.look_whether_stopped();
         ops.append(&mut self.out);
     }

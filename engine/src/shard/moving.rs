@@ -9,7 +9,8 @@ use std::sync::Arc;
 use ringseed_core::wire::Handshake;
 
 use super::mesh::{FIRST, Fault, Mesh, Message, MovedConn};
-use super::peer::{CloseReason, ConnId, Who};
+use super::peer::{CloseReason, ConnId, Who, lane_of};
+use super::stripes::Help;
 use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{MovedSock, Op, SockId};
@@ -106,6 +107,9 @@ impl Shard {
                 self.banned.insert(who, until);
                 self.close_conns_of(who);
             }
+            Message::Stripe { from, listing, news } => {
+                self.handle_stripe_news(from, listing, news);
+            }
             Message::Displace => {
                 self.displace_one(None);
             }
@@ -153,16 +157,27 @@ impl Shard {
     ) -> bool {
         candidates.retain(|&listing| self.seat.mesh.home_of(listing) != self.seat.index);
         let Some(&first) = candidates.front() else { return false };
-        let Some(conn) = self.conns.remove(&id) else { return true };
+        self.move_conn(id, handshake, self.seat.mesh.home_of(first), candidates, None);
+        true
+    }
+
+    /// Sends a connection to another shard.
+    pub(super) fn move_conn(
+        &mut self,
+        id: ConnId,
+        handshake: Handshake,
+        to: usize,
+        candidates: VecDeque<ListingId>,
+        help: Option<Arc<Help>>,
+    ) {
+        let Some(conn) = self.conns.remove(&id) else { return };
         self.touched.remove(&id);
         self.seat.mesh.conn_closed();
         self.counters.peers.set(self.conns.len() as u64);
         let (addr, link) = (conn.addr, conn.link);
-        let moved = MovedConn { addr, link, handshake, candidates, sock: None };
-        let to = self.seat.mesh.home_of(first);
+        let moved = MovedConn { addr, link, handshake, candidates, help, sock: None };
         let flight = self.flights.insert(Flight::Detach { to, moved: Box::new(moved) });
         self.out.push_back(Op::Detach { id: flight, sock: conn.sock });
-        true
     }
 
     /// Answer to [`Op::Detach`].
@@ -195,7 +210,7 @@ impl Shard {
 
     /// Answer to [`Op::Attach`].
     pub(super) fn handle_attached(&mut self, moved: Box<MovedConn>, result: io::Result<SockId>) {
-        let MovedConn { addr, link, handshake, candidates, .. } = *moved;
+        let MovedConn { addr, link, handshake, candidates, help, .. } = *moved;
         let sock = match result {
             Ok(sock) => sock,
             Err(error) => {
@@ -206,11 +221,17 @@ impl Shard {
         let id = self.add_conn(sock, addr, false, None, link);
         let conn = self.conns.get_mut(&id).expect("added above");
         (conn.is_moved, conn.peer_id) = (true, Some(handshake.peer_id));
+        conn.lane = lane_of(&handshake);
         if self.is_stopping {
             return self.close_conn(id, CloseReason::Gone);
         }
         if self.is_banned(&Who::of(handshake.peer_id, addr)) {
             return self.close_conn(id, CloseReason::BadData);
+        }
+        if let Some(help) = help {
+            self.help_conn(&help);
+            self.join_listing(id, help.id, handshake);
+            return self.drain_link(id);
         }
         let Some(listing) = self.find_wire_id(&handshake.wire_id) else {
             if !self.move_on(id, handshake, candidates) {

@@ -40,6 +40,9 @@ pub(super) struct Conn {
     pub is_dialled: bool,
     /// Another shard accepted it, and keeps count of its address.
     pub is_moved: bool,
+    /// Which one it is of those that its dialler makes for this listing: each of its shards makes one or
+    /// more. 0 for all that make one only.
+    pub lane: u8,
     /// Whose torrent it speaks of; `None` until an incoming handshake has said so.
     pub listing: Option<ListingId>,
     pub peer_id: Option<PeerId>,
@@ -142,6 +145,11 @@ impl Conn {
         }
         self.link.channel_mut(ChannelId::STOCK)
     }
+}
+
+/// The number that a peer of our own kind gives its connection.
+pub(super) fn lane_of(handshake: &Handshake) -> u8 {
+    if handshake.peer_id.is_ours() { handshake.reserved.lane() } else { 0 }
 }
 
 /// Keeps a table of peer ids bounded: whoever makes up ids by the thousand only makes us forget.
@@ -254,8 +262,12 @@ impl CloseReason {
 }
 
 impl Shard {
-    fn link_config(&self) -> LinkConfig {
-        LinkConfig { peer_id: PeerId(self.config.peer_id), ..LinkConfig::default() }
+    fn link_config(&self, lane: u8) -> LinkConfig {
+        let shards = self.seat.mesh.shard_count();
+        // One shard says nothing of it, as a stock client does.
+        let shards = if shards > 1 { u8::try_from(shards).unwrap_or(u8::MAX) } else { 0 };
+        let peer_id = PeerId(self.config.peer_id);
+        LinkConfig { peer_id, lane, shards, ..LinkConfig::default() }
     }
 
     /// The listener has accepted a connection.
@@ -264,7 +276,7 @@ impl Shard {
             self.refuse(sock, addr, &reason);
             return;
         }
-        let link = Link::incoming(self.now, self.link_config());
+        let link = Link::incoming(self.now, self.link_config(0));
         let id = self.add_conn(sock, addr, false, None, link);
         self.door.opened(id, addr.ip(), self.now);
     }
@@ -276,13 +288,17 @@ impl Shard {
         addr: SocketAddr,
         listing: ListingId,
         wire_ids: &[WireId],
+        lane: u8,
     ) {
         let Some(channel) = self.channel_config(listing) else {
             self.out.push_back(Op::Close { sock });
             return;
         };
-        let link = Link::outgoing(self.now, self.link_config(), wire_ids, channel);
-        self.add_conn(sock, addr, true, Some(listing), link);
+        let link = Link::outgoing(self.now, self.link_config(lane), wire_ids, channel);
+        let id = self.add_conn(sock, addr, true, Some(listing), link);
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.lane = lane;
+        }
     }
 
     pub(super) fn add_conn(
@@ -300,6 +316,7 @@ impl Shard {
             addr,
             is_dialled,
             is_moved: false,
+            lane: 0,
             listing,
             peer_id: None,
             link,
@@ -401,6 +418,9 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         self.door.settled(id, conn.addr.ip());
         conn.peer_id = Some(peer_id);
+        if !conn.is_dialled {
+            conn.lane = lane_of(&handshake);
+        }
         let listing = match conn.listing {
             Some(listing) => listing,
             None => {
@@ -423,6 +443,9 @@ impl Shard {
     /// A connection whose handshake is known takes its place in a listing that is active.
     pub(super) fn join_listing(&mut self, id: ConnId, listing: ListingId, handshake: Handshake) {
         let Handshake { wire_id, peer_id, .. } = handshake;
+        if self.spread(id, listing, handshake) {
+            return;
+        }
         if peer_id.0 == self.config.peer_id || self.resolve_duplicate(id, listing, peer_id) {
             self.say_who_is_here(id, listing, wire_id);
             return;
@@ -432,7 +455,11 @@ impl Shard {
             self.close_conn(id, CloseReason::UnknownTorrent);
             return;
         };
-        let is_full = active.conns.len() >= self.config.peers_per_listing_max as usize;
+        let conn_count = active.conns.len();
+        let is_full = self
+            .active
+            .get(&listing)
+            .is_some_and(|active| conn_count >= self.peers_per_listing_max(active));
         let is_dialled = self.conns.get(&id).is_some_and(|conn| conn.is_dialled);
         if is_full && !is_dialled && !self.displace_one(Some(listing)) {
             self.close_conn(id, CloseReason::Full);
@@ -441,7 +468,8 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let conn = self.conns.get_mut(&id).expect("looked up above");
         active.conns.insert(id);
-        active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
+        let turn = (usize::from(conn.lane) / self.seat.mesh.shard_count()) as u8;
+        active.dialer.connected(conn.addr, turn, conn.is_dialled, peer_id);
         let addr = conn.addr;
         active.note_source(Who::of(peer_id, addr), addr);
         if !conn.is_dialled {
@@ -451,6 +479,7 @@ impl Shard {
             conn.link.accept(wire_id, config);
         }
         self.greet(id, listing);
+        self.widen(id, listing, &handshake);
     }
 
     /// Both sides may have dialled each other. The connection that the lower peer id dialled is kept,
@@ -459,8 +488,10 @@ impl Shard {
         let Some(active) = self.active.get(&listing) else { return false };
         // The same name at another address may be a stranger who wants the honest one thrown out.
         let Some(who) = self.conns.get(&id).and_then(Conn::who) else { return false };
+        let lane = self.conns.get(&id).map(|conn| conn.lane);
         let same = |other: &&ConnId| {
-            **other != id && self.conns.get(other).and_then(Conn::who) == Some(who)
+            let other_conn = self.conns.get(other).filter(|conn| Some(conn.lane) == lane);
+            **other != id && other_conn.and_then(Conn::who) == Some(who)
         };
         let Some(&other) = active.conns.iter().find(same) else { return false };
         let we_are_lower = self.config.peer_id < peer_id.0;
@@ -479,7 +510,8 @@ impl Shard {
             if let Some(active) = self.active.get_mut(&listing)
                 && let Some(conn) = self.conns.get(&id)
             {
-                active.dialer.connected(conn.addr, conn.is_dialled, peer_id);
+                let turn = (usize::from(conn.lane) / self.seat.mesh.shard_count()) as u8;
+                active.dialer.connected(conn.addr, turn, conn.is_dialled, peer_id);
             }
             true
         }
@@ -588,6 +620,7 @@ impl Shard {
         &mut self,
         listing: ListingId,
         addr: SocketAddr,
+        turn: u8,
         wire_ids: &[WireId],
         result: io::Result<SockId>,
     ) {
@@ -599,20 +632,28 @@ impl Shard {
                 if self.is_full() && !self.displace_one(None) {
                     self.displace_elsewhere();
                     self.refuse(sock, addr, &CloseReason::Full);
-                    return self.dial_failed(listing, addr);
+                    return self.dial_failed(listing, addr, turn);
                 }
-                self.add_dialled(sock, addr, listing, wire_ids);
+                let is_striped =
+                    self.active.get(&listing).is_some_and(|active| active.stripe.is_some());
+                let lane = if is_striped { self.lane_of(turn) } else { 0 };
+                self.add_dialled(sock, addr, listing, wire_ids, lane);
             }
             Err(error) => {
                 tracing::trace!(%addr, %error, "dial failed");
-                self.dial_failed(listing, addr);
+                self.dial_failed(listing, addr, turn);
             }
         }
     }
 
     /// Starts a dial; see [`Shard::handle_connected`].
-    pub(super) fn dial(&mut self, listing: ListingId, addr: SocketAddr, wire_ids: Vec<WireId>) {
-        let id = self.flights.insert(Flight::Connect { listing, addr, wire_ids });
+    pub(super) fn dial(
+        &mut self,
+        listing: ListingId,
+        (addr, turn): (SocketAddr, u8),
+        wire_ids: Vec<WireId>,
+    ) {
+        let id = self.flights.insert(Flight::Connect { listing, addr, turn, wire_ids });
         self.out.push_back(Op::Connect { id, addr, timeout: super::dial::CONNECT_MAX });
     }
 }

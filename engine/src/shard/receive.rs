@@ -52,7 +52,8 @@ impl Shard {
     /// Puts the next receive of a connection in flight, or waits for its socket without a buffer.
     pub(super) fn arm_receive(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if conn.receiving != Receiving::Idle {
+        // One that waits to be accepted may be on its way to another shard in a moment.
+        if conn.receiving != Receiving::Idle || conn.link.is_offered() {
             return;
         }
         if !conn.is_streaming {
@@ -72,7 +73,7 @@ impl Shard {
             None => false,
         });
         if plan.slots.is_empty() {
-            return; // an incoming link that waits to be accepted
+            return;
         }
         let mut buf = self.recv_bufs.pop().unwrap_or_default();
         let mut extents: Vec<ExtentIndex> = Vec::new();

@@ -71,6 +71,8 @@ impl Shard {
         if active.requests.swarm.is_some() || !active.is_wanting() {
             return;
         }
+        self.begin_stripes(listing);
+        let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let mut swarm = Swarm::new(geometry, own_id, seed, &active.done);
         if active.dialer.target_count() > 1 {
@@ -97,15 +99,23 @@ impl Shard {
         let now = self.now;
         let Some(conn) = self.conns.get(&id) else { return };
         let Some(peer_id) = conn.peer_id else { return };
+        let lane = conn.lane;
         let Some(channel) = conn.channel() else { return };
         let (choking, requests_max) = (channel.peer_choking(), channel.requests_max());
         let Some(active) = self.active.get_mut(&listing) else { return };
+        // What a stripe lacks is no share of the whole: whoever waited for its relays would wait for others.
+        let ours = peer_id.is_ours() && active.stripe.is_none();
+        // And several connections of one peer bear their burdens each for itself: behind each is a shard.
+        let mut peer_id = peer_id;
+        if active.stripe.is_some() {
+            peer_id.0[19] ^= lane;
+        }
         let requests = &mut active.requests;
         let Some(swarm) = &mut requests.swarm else { return };
         if requests.keys.contains_key(&id) {
             return;
         }
-        let key = swarm.add_peer(now, PeerInfo { peer_id, ours: peer_id.is_ours() });
+        let key = swarm.add_peer(now, PeerInfo { peer_id, ours });
         swarm.set_requests_max(key, requests_max);
         if !choking {
             swarm.handle_unchoked(key);
@@ -199,11 +209,15 @@ impl Shard {
     }
 
     /// Tells the peer whether we want something of it.
-    fn show_interest(&mut self, id: ConnId, listing: ListingId) {
+    pub(super) fn show_interest(&mut self, id: ConnId, listing: ListingId) {
         let Some(active) = self.active.get_mut(&listing) else { return };
-        let wants =
+        let mut wants =
             active.requests.with_peer(id).is_some_and(|(swarm, key)| swarm.is_interesting(key));
         let Some(channel) = self.conns.get_mut(&id).and_then(Conn::channel_mut) else { return };
+        if active.stripe.is_some() && active.is_wanting() {
+            // Nothing is taken from the table before somebody would give it.
+            wants |= channel.peer_has().is_some_and(|has| has.has_beyond(&active.have));
+        }
         if channel.interested() != wants {
             channel.set_interested(wants);
             self.touched.insert(id);
@@ -310,6 +324,7 @@ impl Shard {
             }
             self.has_lost_source = true;
         }
+        self.let_go_without_source(listing);
         self.planning.insert(listing);
     }
 
@@ -331,6 +346,7 @@ impl Shard {
             return;
         }
         self.set_split_timer(listing);
+        self.claim_pieces(listing);
         loop {
             let new_extents = self.fill_budget();
             let Some(active) = self.active.get_mut(&listing) else { return };
@@ -497,7 +513,7 @@ impl Shard {
         }
     }
 
-    fn give_up_fills(&mut self, listing: ListingId) {
+    pub(super) fn give_up_fills(&mut self, listing: ListingId) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         for extent in active.assembler.held() {

@@ -469,6 +469,7 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let lost: Vec<_> = pieces.iter().filter_map(|piece| geometry.piece(piece).ok()).collect();
+        self.share_lost(listing, pieces);
         for &piece in &lost {
             let Some(active) = self.active.get_mut(&listing) else { return };
             active.clear_have(piece);

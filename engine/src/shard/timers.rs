@@ -27,6 +27,8 @@ pub enum Timer {
     Hash,
     /// Slots are given anew.
     Choke,
+    /// Nothing to fetch of a listing for long, though others do.
+    Hungry(ListingId),
     /// A cap on what is sent allows a block again.
     Upload,
     /// A cap on what is received allows a listing a block again.

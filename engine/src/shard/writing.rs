@@ -8,6 +8,7 @@ use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
 use super::fill::Filled;
 use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
+use super::stripes::StripeNews;
 use super::timers::Timer;
 use super::{Job, Shard};
 use crate::api::{Event, ListingError, ListingId, WaitReason};
@@ -163,9 +164,15 @@ impl Shard {
         // Of a file that is not wanted only a few bytes come: no room is kept for the rest.
         let len_bytes = geometry.file_len(geometry.file(key.file).ok()?);
         let len_bytes = Some(len_bytes).filter(|_| active.is_wanted_file(key.file));
-        let is_filled = active.stage == Stage::Running && !active.is_all(&active.stored);
+        // What several shards write its home syncs to the end, with the names that they have made.
+        let settled = if active.stripe.is_some() { &active.durable } else { &active.stored };
+        let is_filled = active.stage == Stage::Running && !active.is_all(settled);
         let is_written = active.place.is_owned() && (needs_write || is_filled);
-        let mode = if is_written { OpenMode::Write } else { OpenMode::Read };
+        let mode = match (is_written, active.stripe.is_some()) {
+            (true, true) => OpenMode::WriteShared,
+            (true, false) => OpenMode::Write,
+            (false, _) => OpenMode::Read,
+        };
         Some(OpenSpec { root: active.root.clone(), path, mode, len_bytes })
     }
 
@@ -255,8 +262,17 @@ impl Shard {
             self.send_touches(listing);
             return self.look_whether_complete(listing);
         }
-        if active.is_all(&active.durable) && !active.is_complete_told {
+        if active.is_helper() && active.is_all(&active.durable) {
+            // Its home speaks for it.
+            if !std::mem::replace(&mut active.is_complete_told, true) {
+                self.listing_is_whole(listing);
+            }
+        } else if active.is_all(&active.durable) && !active.is_complete_told {
             active.is_complete_told = true;
+            if active.stripe.is_some() {
+                self.tell_stripes(listing, &StripeNews::Whole);
+            }
+            let Some(active) = self.active.get(&listing) else { return };
             tracing::info!(listing = listing.0, bytes = active.have_bytes, "listing complete");
             self.tell(Event::Complete { id: listing });
             self.stamp_listing(listing);
@@ -286,6 +302,7 @@ impl Shard {
         if pieces.is_empty() {
             return;
         }
+        self.share_lost(listing, &pieces);
         if let Some(slot) = self.journal_slot(listing) {
             self.commit.writer().lost(slot, pieces.runs());
         }
@@ -372,6 +389,13 @@ impl Shard {
         self.stop_swarm(listing);
         self.hashing.forget(listing);
         self.cache.forget(listing);
-        self.tell(Event::Failed { id: listing, error });
+        let Some(active) = self.active.get(&listing) else { return };
+        let (is_striped, is_helper) = (active.stripe.is_some(), active.is_helper());
+        if is_striped {
+            self.tell_stripes(listing, &StripeNews::Failed(error.clone()));
+        }
+        if !is_helper {
+            self.tell(Event::Failed { id: listing, error });
+        }
     }
 }

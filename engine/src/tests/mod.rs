@@ -15,6 +15,7 @@ mod script;
 mod select;
 mod shards;
 mod sim;
+mod stripes;
 mod transfer;
 mod wire;
 

@@ -52,6 +52,24 @@ impl Reserved {
         self.0[7] & 0x10 != 0
     }
 
+    /// The same, with what only this client reads, and only of its own kind: the number of a connection
+    /// among those of one peer for one torrent, and how many shards the sender has (0: one). Two bytes
+    /// that no BEP has a use for; a stock client has zeros there.
+    pub fn with_lane(mut self, lane: u8, shards: u8) -> Self {
+        (self.0[2], self.0[3]) = (lane, shards);
+        self
+    }
+
+    /// The number of the connection, see [`Reserved::with_lane`].
+    pub fn lane(self) -> u8 {
+        self.0[2]
+    }
+
+    /// How many shards the sender has; 0 stands for one.
+    pub fn shards(self) -> u8 {
+        self.0[3]
+    }
+
     /// What both sides speak.
     pub fn and(self, other: Self) -> Self {
         let mut both = self;

@@ -48,6 +48,10 @@ pub struct LinkConfig {
     pub requests_in_max: u32,
     /// How many requests of ours may be outstanding.
     pub requests_out_max: u32,
+    /// Which of our connections to this peer for this torrent it is, see [`Reserved::with_lane`].
+    pub lane: u8,
+    /// How many shards we have; 0 for one.
+    pub shards: u8,
 }
 
 impl Default for LinkConfig {
@@ -62,6 +66,8 @@ impl Default for LinkConfig {
             request_stall_max: Duration::from_secs(15),
             requests_in_max: 512,
             requests_out_max: 512,
+            lane: 0,
+            shards: 0,
         }
     }
 }
@@ -217,6 +223,11 @@ impl Link {
     /// Whether handshakes are exchanged, so that messages may be sent.
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Whether an incoming link waits for [`Link::accept`]: until then nothing is received.
+    pub fn is_offered(&self) -> bool {
+        matches!(self.phase, Phase::Offered { .. })
     }
 
     /// A torrent's conversation.
@@ -663,6 +674,7 @@ impl Link {
 
     fn greet(&mut self, wire_id: WireId, channel: &ChannelConfig) {
         let reserved = Reserved::ours(channel.v2_id.is_some());
+        let reserved = reserved.with_lane(self.config.lane, self.config.shards);
         let greeting = Handshake { reserved, wire_id, peer_id: self.config.peer_id };
         self.greeting = Some(greeting.encode());
     }

@@ -649,14 +649,14 @@ impl Core {
         let state = &mut self.nodes[node];
         let disk = &mut state.disk;
         Some(match job {
-            DiskJob::Open { root, path, mode } => Done::Opened(
-                disk.open(&root, &path, mode == OpenMode::Write).map(|(inode, len)| {
+            DiskJob::Open { root, path, mode } => {
+                Done::Opened(disk.open(&root, &path, mode != OpenMode::Read).map(|(inode, len)| {
                     let file = FileId(state.next_file);
                     state.next_file += 1;
                     state.files.insert(file, inode);
                     (file, len)
-                }),
-            ),
+                }))
+            }
             DiskJob::Read { inode, at, mut buf, start, len } => {
                 let result = fails_with(rng.chance(faults.read_error_ppm));
                 let read =
