@@ -551,7 +551,7 @@ impl Shard {
 
     /// Puts pieces back into the table that are not begun: half of them, or all.
     pub(super) fn let_go(&mut self, listing: ListingId, is_all: bool) {
-        if !self.active.get(&listing).is_some_and(|active| active.stripe.is_some()) {
+        if self.active.get(&listing).is_none_or(|active| active.stripe.is_none()) {
             return;
         }
         if is_all {
