@@ -583,9 +583,10 @@ fn assert_share(share: Share, required: f64) {
     assert!(share.attackers_gone > 0);
 }
 
-/// B15, B16: no UDP socket to reflect with, nobody is dialled because a stranger said so.
+/// B15, B16: what is sent to a seed by UDP, from whatever address it claims to come, brings that address no
+/// more than was sent; nobody is dialled because a stranger said so.
 #[test]
-fn a_seed_has_no_udp_socket_and_dials_nobody() {
+fn a_seed_reflects_no_more_than_it_is_sent_and_dials_nobody() {
     let bait = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     bait.set_nonblocking(true).expect("non-blocking");
     let port = bait.local_addr().expect("bound").port();
@@ -607,15 +608,58 @@ fn a_seed_has_no_udp_socket_and_dials_nobody() {
     std::thread::sleep(Duration::from_secs(2));
     assert!(bait.accept().is_err(), "a stranger's word made us dial");
     let inodes = sockets_of(seed.program.pid());
+    let mut udp_ports = Vec::new();
     for table in ["udp", "udp6"] {
         let path = format!("/proc/{}/net/{table}", seed.program.pid());
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        let ours = text.lines().skip(1).filter(|line| {
-            line.split_whitespace().nth(9).is_some_and(|inode| inodes.contains(&inode.to_owned()))
-        });
-        assert_eq!(ours.count(), 0, "a {table} socket is open");
+        udp_ports.extend(text.lines().skip(1).filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let is_ours = inodes.iter().any(|inode| Some(&inode.as_str()) == fields.get(9));
+            let (_, port) = fields.get(1).filter(|_| is_ours)?.rsplit_once(':')?;
+            u16::from_str_radix(port, 16).ok()
+        }));
     }
+    // The one that says that uTP is not spoken here.
+    assert_eq!(udp_ports, [seed.target.addr.port()], "UDP sockets that nobody knows of");
+    assert_reflects_little(seed.target.addr);
     seed.end();
+}
+
+/// What comes back for a packet is not longer than it, and there is an answer to one kind of packet only.
+fn assert_reflects_little(addr: SocketAddr) {
+    let client = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("a port");
+    client.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+    // BEP 29: type and version, then 19 bytes, then data or extensions.
+    let utp = |first: u8, len: usize| [&[first], &vec![0x5a; len - 1][..]].concat();
+    let connect = [&0x0417_2710_1980_u64.to_be_bytes()[..], &[0; 4], &[7; 4]].concat(); // BEP 15
+    let silent: Vec<Vec<u8>> = vec![
+        Vec::new(),
+        utp(0x01, 1400),
+        utp(0x11, 20),
+        utp(0x21, 20),
+        utp(0x31, 20),
+        utp(0x41, 19),
+        utp(0x42, 20),
+        connect,
+        b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping1:t2:aa1:y1:qe".to_vec(),
+        b"BT-SEARCH * HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0xff; 1400],
+    ];
+    let mut back = [0; 2048];
+    for packet in &silent {
+        client.send_to(packet, addr).expect("sent");
+        let answer = client.recv_from(&mut back).map(|(len_bytes, _)| len_bytes);
+        assert!(answer.is_err(), "{answer:?} bytes for {packet:x?}");
+    }
+    client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    for len_bytes in [20, 30, 1400] {
+        client.send_to(&utp(0x41, len_bytes), addr).expect("sent");
+        let (answered, _) = client.recv_from(&mut back).expect("a connection is refused aloud");
+        assert!(answered <= len_bytes, "{answered} bytes for {len_bytes}");
+        client.set_nonblocking(true).expect("non-blocking");
+        assert!(client.recv_from(&mut back).is_err(), "two answers to one packet");
+        client.set_nonblocking(false).expect("blocking");
+    }
 }
 
 /// Inodes of the sockets that a process holds.
