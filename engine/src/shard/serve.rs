@@ -33,6 +33,9 @@ const BLOCK_PARTS_MAX: usize = SEND_PARTS_MAX - 10;
 /// Extents of one connection that are read ahead of being sent.
 const READ_AHEAD: usize = 4;
 
+/// Extents that a connection keeps for its next requests at most.
+const HELD_MAX: usize = 2 * READ_AHEAD;
+
 /// How soon connections that wait for memory are looked at again: about what reading an extent takes.
 const STARVING_RETRY: Duration = Duration::from_millis(2);
 
@@ -206,12 +209,16 @@ impl Shard {
         if conn.held.is_empty() {
             return;
         }
+        // Small pieces asked for at random touch an extent each, all over the torrent.
+        let mut wanted = BTreeSet::new();
         let requests = conn.link.channel(ChannelId::STOCK).into_iter();
-        let requests =
-            requests.flat_map(|channel| channel.peer_requests().take(2 * BLOCK_PARTS_MAX));
-        let wanted: BTreeSet<ExtentIndex> = requests
-            .flat_map(|block| geometry.extent_parts(block).map(|part| part.extent))
-            .collect();
+        for block in requests.flat_map(|channel| channel.peer_requests().take(2 * BLOCK_PARTS_MAX))
+        {
+            wanted.extend(geometry.extent_parts(block).map(|part| part.extent));
+            if wanted.len() >= HELD_MAX {
+                break;
+            }
+        }
         conn.held.retain(|held| wanted.contains(&held.extent));
     }
 
@@ -279,10 +286,16 @@ impl Shard {
         }
         let held_max = self.arena.capacity() / if is_ahead { 8 } else { 4 };
         if self.held_len() >= held_max {
-            if !is_ahead {
-                self.starve(id);
+            if is_ahead {
+                return;
             }
-            return;
+            // What it keeps for later requests must not stand in the way of the first: connections that
+            // all wait for each other's memory would wait for ever.
+            let own = self.conns.get_mut(&id).map(|conn| std::mem::take(&mut conn.held));
+            if own.is_none_or(|held| held.is_empty()) {
+                self.starve(id);
+                return;
+            }
         }
         let Some(active) = self.active.get(&listing) else { return };
         // Only what is on disk may be believed, never bytes under a write that has not ended.

@@ -284,6 +284,39 @@ fn long_requests_are_served_whole_and_endless_ones_are_not() {
     }
 }
 
+/// Pieces of 1 KiB, asked for at random as rarest-first does: each lies in another extent, and all that is
+/// read for the later requests once filled the share of the arena that the first one needed. libtorrent
+/// got 954 blocks and then nothing.
+#[test]
+fn small_pieces_asked_for_at_random_are_served() {
+    const LEN: usize = 40 << 20;
+    const ASKED: u32 = 240;
+    let scene = scene_of_one_file(Kind::V1, LEN, 1 << 10);
+    let payload = Payload::of(&scene.metainfo, &scene.source);
+    let seed = Node::start(scene.dir.path(), 1);
+    seed.seed(&scene.metainfo, &scene.source);
+    let mut script = Script::dial(seed.addr(), scene.v1_id(), false, b"XX", 1);
+    script.say(&[Message::Interested]);
+    script.hear("an unchoke", |message| matches!(message, Message::Unchoke).then_some(()));
+    let count = (LEN >> 10) as u32;
+    // A stride that meets every extent before it meets one twice.
+    let asked = (0..8 * ASKED).map(|at| (at * 25_747) % count);
+    let asked: Vec<RawBlock> = asked.map(|piece| RawBlock { piece, begin: 0, len: 1024 }).collect();
+    let mut answers = 0;
+    for (at, &block) in asked.iter().enumerate() {
+        script.say(&[Message::Request(block)]);
+        if at as u32 >= ASKED {
+            let expected = asked[answers];
+            let got = script.hear("a block", |message| match *message {
+                Message::Piece { piece, data, .. } => Some((piece, data.to_vec())),
+                _ => None,
+            });
+            assert!(got == (expected.piece, payload.block(expected)), "answer {answers}");
+            answers += 1;
+        }
+    }
+}
+
 /// A stock client that has next to nothing hears what it may always have, and where to begin; it is
 /// unchoked as well, and when serving ends nothing is given any more.
 #[test]
