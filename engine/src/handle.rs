@@ -15,21 +15,21 @@ use std::time::{Duration, Instant};
 use ringseed_core::metainfo::Metainfo;
 use ringseed_core::select::FileSelection;
 use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
-use ringseed_sys::dir::DirHandle;
 use ringseed_sys::net::{self, Blocking, DualStack};
 use rustix::fs::FlockOperation;
 
 use crate::api::{
-    AddListing, EngineError, EngineStatus, Event, Identity, ListingError, ListingId, ListingStatus,
-    Place, Rates, Scope, ShardStatus,
+    AddListing, EngineError, EngineStatus, Event, ListingId, ListingStatus, Rates, Scope,
+    ShardStatus,
 };
 use crate::config::Config;
+use crate::intake::{self, Roots};
 use crate::io::{self as drivers, DriverConfig, Running};
 use crate::shard::command::{Command, CommandQueue, Counter, Counters, KnownMetainfo, NewListing};
 use crate::shard::mesh::Mesh;
-use crate::shard::{Shard, ShardParts, key_of, name_of, part_path, parts_folder};
+use crate::shard::{Shard, ShardParts, key_of, name_of};
 use crate::store::journal::ListingKey;
-use crate::store::{self, LookedAt, StateDir};
+use crate::store::{self, StateDir};
 
 /// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
 /// the last handle is dropped.
@@ -60,6 +60,14 @@ struct ShardHandle {
     arena: Arena,
     driver: &'static str,
     thread: Mutex<Option<JoinHandle<io::Result<()>>>>,
+}
+
+/// Listings that are handed to one shard together.
+#[derive(Default)]
+struct Batch {
+    /// Where the answers belong among those of all shards.
+    places: Vec<usize>,
+    news: Vec<NewListing>,
 }
 
 /// The last sample that rates were taken from.
@@ -194,93 +202,30 @@ impl Engine {
         add: AddListing,
         select: Option<FileSelection>,
     ) -> Result<ListingId, EngineError> {
-        let asked_by_hash = add.identity.asked_hashes().is_some();
-        let identity = self.inner.with_known_metainfo(add.identity)?;
-        if let (Identity::Metainfo(metainfo), Some(size_max_bytes)) =
-            (&identity, add.size_max_bytes)
-        {
-            let size_bytes = metainfo.info().geometry().payload_len();
-            if size_bytes > size_max_bytes {
-                let refused = ListingError::TooLarge { size_bytes, size_max_bytes };
-                return Err(EngineError::Refused(refused));
-            }
+        let new = intake::prepare(&self.inner.state, add, select, &mut Roots::default())?;
+        self.inner.add_prepared(vec![new]).pop().unwrap_or(Err(EngineError::Stopped))
+    }
+
+    /// As [`Engine::add`] for each, in order. What is asked of the shard once for all of them, and the
+    /// records of all in one write of the journal, is most of what adding one listing costs.
+    ///
+    /// # Errors
+    /// Of each as [`Engine::add`]; one that is refused does not keep out the others.
+    pub fn add_all(&self, adds: Vec<AddListing>) -> Vec<Result<ListingId, EngineError>> {
+        let mut roots = Roots::default();
+        let mut news = Vec::with_capacity(adds.len());
+        let mut results: Vec<Option<EngineError>> = Vec::with_capacity(adds.len());
+        for add in adds {
+            let prepared = intake::prepare(&self.inner.state, add, None, &mut roots);
+            results.push(prepared.map(|new| news.push(new)).err());
         }
-        // Before anything is kept of a torrent that is refused.
-        let wanted = match (&identity, &select) {
-            (Identity::Metainfo(metainfo), Some(select)) => {
-                let refused = |error| EngineError::Refused(ListingError::Selection(error));
-                Some(select.wanted(metainfo.info()).map_err(refused)?)
-            }
-            _ => None,
+        let answers = self.inner.add_prepared(news);
+        let mut answers = answers.into_iter();
+        let answer = |refused: Option<EngineError>| match refused {
+            Some(refused) => Err(refused),
+            None => answers.next().unwrap_or(Err(EngineError::Stopped)),
         };
-        // A market names its listings by hash, and whoever offers one is the only one to know it yet:
-        // kept before anybody is told, else a restart would have to fetch it from those who ask us.
-        let must_last = add.private_to_market && !asked_by_hash;
-        let is_kept = match &identity {
-            Identity::Metainfo(_) if asked_by_hash => true,
-            Identity::Metainfo(metainfo) => {
-                match self.inner.state.keep_metainfo(metainfo, must_last) {
-                    Ok(is_kept) => is_kept,
-                    Err(source) if must_last => {
-                        let path = self.inner.state.dir().path().to_path_buf();
-                        return Err(EngineError::Io { what: "cannot write in", path, source });
-                    }
-                    // It cannot go cold, and that is all.
-                    Err(error) => {
-                        tracing::warn!(%error, "metainfo not kept");
-                        false
-                    }
-                }
-            }
-            _ => false,
-        };
-        let root = open_place(&add.place)?;
-        if let (Identity::Metainfo(metainfo), None, true) =
-            (&identity, &select, add.place.is_owned())
-        {
-            // A former run wanted some files and this one wants all: whatever lies apart is not missed,
-            // and a failure leaves a few bytes that nobody looks at.
-            let _ = root.remove_tree(&parts_folder(metainfo.info()));
-        }
-        let LookedAt { is_fresh, bad_files, stamp, changed_ns } = match &identity {
-            Identity::Metainfo(metainfo) => {
-                let looked = look_at(&root, metainfo);
-                match wanted {
-                    Some(wanted) => look_at_part(&root, metainfo, &wanted, looked),
-                    None => looked,
-                }
-            }
-            _ => LookedAt::default(),
-        };
-        // One shard looks by itself; of several, any may have it.
-        let mesh = &self.inner.mesh;
-        let _adding = (mesh.shard_count() > 1)
-            .then(|| self.inner.adding.lock().unwrap_or_else(PoisonError::into_inner));
-        let key = key_of(&identity);
-        if let Some(id) = self.inner.find_elsewhere(&key) {
-            return Err(EngineError::Exists { id });
-        }
-        let shard = self.inner.least_filled();
-        let number = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
-        let new = NewListing {
-            id: mesh.id_of(shard, number),
-            identity,
-            asked_by_hash,
-            place: add.place,
-            root: Arc::new(root),
-            is_fresh,
-            bad_files,
-            is_kept,
-            stamp,
-            changed_ns,
-            verify_v1: add.verify_v1,
-            known_complete: add.known_complete,
-            size_max_bytes: add.size_max_bytes,
-            peers: add.peers,
-            select,
-        };
-        let command = |answer| Command::Add(Box::new(new), answer);
-        self.inner.ask(shard, command).ok_or(EngineError::Stopped)?
+        results.into_iter().map(answer).collect()
     }
 
     /// Replaces the addresses that the listing is fetched from. Connections that are up stay up.
@@ -456,6 +401,45 @@ impl Inner {
         self.shards.iter().map(|shard| counter(&shard.counters).get()).sum()
     }
 
+    /// Hands listings to shards, each shard all of its own at once; the answers are in their order.
+    fn add_prepared(&self, news: Vec<NewListing>) -> Vec<Result<ListingId, EngineError>> {
+        // One shard looks by itself; of several, any may have it.
+        let has_several = self.mesh.shard_count() > 1;
+        let _adding =
+            has_several.then(|| self.adding.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut results: Vec<Result<ListingId, EngineError>> = Vec::with_capacity(news.len());
+        let mut chosen: BTreeMap<ListingKey, usize> = BTreeMap::new();
+        let mut by_shard: Vec<Batch> = Vec::new();
+        by_shard.resize_with(self.shards.len(), Default::default);
+        for (at, mut new) in news.into_iter().enumerate() {
+            let key = key_of(&new.identity);
+            if let Some(id) = self.find_elsewhere(&key) {
+                results.push(Err(EngineError::Exists { id }));
+                continue;
+            }
+            // One that is there twice goes to one shard, which refuses it the second time.
+            let shard = match has_several {
+                true => *chosen.entry(key).or_insert_with(|| self.least_filled(&by_shard)),
+                false => 0,
+            };
+            let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+            new.id = self.mesh.id_of(shard, number);
+            results.push(Err(EngineError::Stopped));
+            by_shard[shard].places.push(at);
+            by_shard[shard].news.push(new);
+        }
+        for (shard, Batch { places, news }) in by_shard.into_iter().enumerate() {
+            if news.is_empty() {
+                continue;
+            }
+            let answers = self.ask(shard, |answer| Command::Add(news, answer)).unwrap_or_default();
+            for (at, answer) in places.into_iter().zip(answers) {
+                results[at] = answer;
+            }
+        }
+        results
+    }
+
     /// The listing of an identity in any shard; where there is one shard, it looks when it is asked to add.
     fn find_elsewhere(&self, key: &ListingKey) -> Option<ListingId> {
         let candidates = match self.mesh.shard_count() {
@@ -468,12 +452,15 @@ impl Inner {
         })
     }
 
-    /// The shard that gets the next listing: one with fewest of them, in turn.
-    fn least_filled(&self) -> usize {
+    /// The shard that gets the next listing: one with fewest of them, in turn. What is on its way to a
+    /// shard is counted with what it has.
+    fn least_filled(&self, coming: &[Batch]) -> usize {
         let count = self.shards.len();
         let turn = self.next_number.load(Ordering::Relaxed) as usize;
         let in_turn = (0..count).map(|at| (turn + at) % count);
-        in_turn.min_by_key(|&at| self.shards[at].counters.listings.get()).unwrap_or(0)
+        let filled =
+            |&at: &usize| self.shards[at].counters.listings.get() + coming[at].news.len() as u64;
+        in_turn.min_by_key(filled).unwrap_or(0)
     }
 
     fn stop(&self) {
@@ -493,13 +480,6 @@ impl Inner {
             // Nobody has to listen any more.
             let _ = self.events.send(Event::Fatal { error });
         }
-    }
-
-    /// Takes the metainfo from the state folder when a former run has fetched it.
-    fn with_known_metainfo(&self, identity: Identity) -> Result<Identity, EngineError> {
-        let Some(hashes) = identity.asked_hashes() else { return Ok(identity) };
-        let known = self.state.load_metainfo(hashes);
-        Ok(known.map_or(identity, |metainfo| Identity::Metainfo(Arc::new(metainfo))))
     }
 
     /// Payload rates, sampled when asked and at most once a second.
@@ -557,49 +537,6 @@ fn bind_all(addrs: &[SocketAddr]) -> Result<Vec<(OwnedFd, SocketAddr)>, EngineEr
         Ok((listener, local))
     };
     addrs.iter().map(bind).collect()
-}
-
-/// Opens the folder of a place; creates one of ours, never one of the user's.
-fn open_place(place: &Place) -> Result<DirHandle, EngineError> {
-    let (what, opened) = match place {
-        Place::Owned(path) => ("cannot create", DirHandle::create(path)),
-        Place::InPlace(path) => ("cannot open", DirHandle::open(path)),
-    };
-    opened.map_err(|source| EngineError::Io { what, path: place.folder().into(), source })
-}
-
-/// What the files of a torrent look like. Fresh is only where nothing lies under its root name, so that
-/// a check would find nothing.
-fn look_at(root: &DirHandle, metainfo: &Metainfo) -> LookedAt {
-    let mut found = store::look_at_files(metainfo, |path| {
-        root.metadata(path).ok().map(|it| (it.len_bytes, it.changed_ns))
-    });
-    if found.is_fresh {
-        let at_root = root.metadata(Path::new(metainfo.info().name()));
-        found.is_fresh = at_root.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    }
-    found
-}
-
-/// What the files of a torrent look like when some of them are wanted: of the others only what came of
-/// them with a neighbour's piece is missed.
-fn look_at_part(
-    root: &DirHandle,
-    metainfo: &Metainfo,
-    wanted: &[bool],
-    mut found: LookedAt,
-) -> LookedAt {
-    let info = metainfo.info();
-    let is_missing = |path: &Path| matches!(root.metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
-    found.is_fresh &= is_missing(&parts_folder(info));
-    let apart = (0..).zip(info.files()).filter(|(at, file)| !file.pad && !wanted[*at as usize]);
-    let lost = apart.map(|(at, _)| at).filter(|&at| is_missing(&part_path(info, at)));
-    let lost: Vec<u32> = lost.collect();
-    found.bad_files.retain(|&at| wanted[at as usize]);
-    found.bad_files.extend(lost);
-    found.bad_files.sort_unstable();
-    // A stamp is of whole torrents.
-    LookedAt { stamp: None, ..found }
 }
 
 /// A seed that differs between engines and runs: the standard library keys its hash maps with one.

@@ -10,6 +10,7 @@ pub mod announce;
 mod api;
 mod config;
 mod handle;
+mod intake;
 pub mod io;
 pub mod offline;
 pub mod shard;

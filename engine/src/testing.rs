@@ -241,9 +241,10 @@ impl SimMarket {
             select: None,
         };
         let (answer, answers) = sync_channel(1);
-        self.nodes[node].queues[home].push(Command::Add(Box::new(new), answer));
+        self.nodes[node].queues[home].push(Command::Add(vec![new], answer));
         self.world.run_for(Duration::ZERO);
-        answers.try_recv().expect("a running node answers").expect("the listing is accepted")
+        let mut answers = answers.try_recv().expect("a running node answers");
+        answers.remove(0).expect("the listing is accepted")
     }
 
     /// Gives a node's first shard a command.

@@ -65,8 +65,8 @@ pub enum KnownMetainfo {
 /// One command of the handle.
 #[derive(Debug)]
 pub enum Command {
-    /// Take a listing in.
-    Add(Box<NewListing>, SyncSender<Result<ListingId, EngineError>>),
+    /// Take listings in; the answers are in their order.
+    Add(Vec<NewListing>, SyncSender<Vec<Result<ListingId, EngineError>>>),
     /// Replace the addresses of a listing.
     SetPeers(ListingId, Vec<SocketAddr>),
     /// Add addresses that somebody else than the user named.

@@ -20,8 +20,9 @@ impl Shard {
     /// Takes one command of the handle.
     pub(super) fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Add(new, answer) => {
-                let _ = answer.send(self.add_listing(*new));
+            Command::Add(news, answer) => {
+                let answers = news.into_iter().map(|new| self.add_listing(new)).collect();
+                let _ = answer.send(answers);
             }
             Command::SetPeers(listing, peers) => {
                 self.tell_peers(listing, &peers, false);

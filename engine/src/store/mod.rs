@@ -115,7 +115,9 @@ impl StateDir {
         let (fd, is_new) = self.dir.open_or_create(&path, options)?;
         if is_new || dir::metadata_of_fd(fd.as_fd())?.len_bytes != bytes.len() as u64 {
             let mut file = std::fs::File::from(fd);
-            file.set_len(0)?;
+            if !is_new {
+                file.set_len(0)?;
+            }
             io::Write::write_all(&mut file, &bytes)?;
         }
         Ok(true)

@@ -116,8 +116,8 @@ impl Hand {
             peers: Vec::new(),
             select: None,
         };
-        hand.command(Command::Add(Box::new(new), answer));
-        answers.try_recv().unwrap().unwrap();
+        hand.command(Command::Add(vec![new], answer));
+        answers.try_recv().unwrap().remove(0).unwrap();
         hand
     }
 

@@ -5,6 +5,7 @@ mod choking;
 mod cold;
 mod door;
 mod hostile;
+mod intake;
 mod journal;
 mod limits;
 mod magnet;

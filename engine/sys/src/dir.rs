@@ -148,10 +148,16 @@ impl DirHandle {
         let (fd, created) = match self.openat(rel, flags, Mode::empty()) {
             Ok(fd) => (fd, false),
             Err(Errno::NOENT) if options.write => {
-                if let Some(parent) = parent_of(rel) {
-                    self.make_dirs(parent)?;
-                }
-                match self.openat(rel, flags | OFlags::CREATE | OFlags::EXCL, FILE_MODE) {
+                let create = || self.openat(rel, flags | OFlags::CREATE | OFlags::EXCL, FILE_MODE);
+                // Its folder is mostly there.
+                let created = match (create(), parent_of(rel)) {
+                    (Err(Errno::NOENT), Some(parent)) => {
+                        self.make_dirs(parent)?;
+                        create()
+                    }
+                    (created, _) => created,
+                };
+                match created {
                     Ok(fd) => (fd, true),
                     // Another thread created it since: it is there now.
                     Err(Errno::EXIST) => (self.openat(rel, flags, Mode::empty())?, false),
