@@ -294,6 +294,119 @@ fn a_bad_torrent_is_refused_with_a_reason() {
     }
 }
 
+/// The `.torrent` of a file of one piece (BEP 3), and its info hash.
+fn lone_torrent(name: &str, bytes: &[u8]) -> (Vec<u8>, [u8; 20]) {
+    use sha1::Digest as _;
+    let piece: [u8; 20] = sha1::Sha1::digest(bytes).into();
+    let mut info = format!(
+        "d6:lengthi{}e4:name{}:{name}12:piece lengthi16384e6:pieces20:",
+        bytes.len(),
+        name.len()
+    )
+    .into_bytes();
+    info.extend_from_slice(&piece);
+    info.push(b'e');
+    let hash = sha1::Sha1::digest(&info).into();
+    ([&b"d4:info"[..], &info, b"e"].concat(), hash)
+}
+
+/// Whether somebody answers a handshake for this torrent (BEP 3): the connection is closed otherwise.
+fn answers(addr: std::net::SocketAddr, hash: [u8; 20]) -> bool {
+    use std::io::{Read as _, Write as _};
+    let mut peer = std::net::TcpStream::connect(addr).expect("it listens");
+    peer.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    let hello =
+        [b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0", &hash[..], b"-XX0000-abcdefghijkl"].concat();
+    peer.write_all(&hello).expect("sent");
+    let mut answer = [0; 68];
+    peer.read_exact(&mut answer).is_ok() && answer[28..48] == hash
+}
+
+/// A folder stands for the torrents in it: those that come are served, those that go are withdrawn, and
+/// what cannot be served is named with its code and keeps nobody else out.
+#[test]
+fn a_folder_of_torrents_is_served_and_followed() {
+    let scratch = Scratch::new("folder");
+    let (torrents, data) = (scratch.join("torrents"), scratch.join("data"));
+    std::fs::create_dir_all(&torrents).expect("folder");
+    std::fs::create_dir_all(&data).expect("folder");
+    let make = |number: u64| {
+        let (name, bytes) = (format!("file-{number}"), Seeded::new(number).bytes(5_000));
+        std::fs::write(data.join(&name), &bytes).expect("data");
+        let (torrent, hash) = lone_torrent(&name, &bytes);
+        (torrents.join(format!("{name}.torrent")), torrent, hash)
+    };
+    let mut hashes = Vec::new();
+    for number in 0..300 {
+        let (path, torrent, hash) = make(number);
+        std::fs::write(path, torrent).expect("torrent");
+        hashes.push(hash);
+    }
+    std::fs::write(torrents.join("broken.torrent"), b"d4:infod").expect("file");
+    std::fs::write(torrents.join("notes.txt"), b"no torrent").expect("file");
+    let (missing, missing_hash) = lone_torrent("missing", b"these bytes lie nowhere");
+    std::fs::write(torrents.join("missing.torrent"), missing).expect("file");
+    std::fs::copy(torrents.join("file-7.torrent"), torrents.join("again.torrent")).expect("copied");
+
+    let addr: std::net::SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let listen = addr.to_string();
+    let seed = args([&"seed", &torrents, &"--data", &data, &"--listen", &listen, &"--json"]);
+    let mut seed = Program::start(OURS, &seed, &scratch.join("logs"));
+    let events = |seed: &Program, name: &str| -> Vec<serde_json::Value> {
+        let lines: Vec<serde_json::Value> =
+            seed.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        lines.into_iter().filter(|line| line["event"] == name || line["type"] == name).collect()
+    };
+    let is_serving = |seed: &Program| seed.stderr().contains("magnets");
+    seed.wait_until("it serves", DEADLINE, is_serving);
+    let line = seed.stderr().lines().find(|line| line.contains("magnets")).map(str::to_owned);
+    let serving: serde_json::Value = serde_json::from_str(&line.expect("said")).expect("JSON");
+    assert_eq!((&serving["count"], &serving["left_out"]), (&300.into(), &2.into()), "{serving}");
+    let warned = |seed: &Program, code: &str, name: &str| {
+        events(seed, "warning").iter().any(|warning| {
+            warning["code"] == code && warning["now"].as_str().is_some_and(|now| now.contains(name))
+        })
+    };
+    assert!(warned(&seed, "RS-E0602", "broken.torrent"), "{}", seed.stderr());
+    assert!(warned(&seed, "RS-E0601", "missing.torrent"), "{}", seed.stderr());
+    assert!(answers(addr, hashes[0]) && answers(addr, hashes[299]));
+    assert!(!answers(addr, missing_hash));
+
+    // One comes: written beside, then moved there.
+    let (path, torrent, hash) = make(300);
+    assert!(!answers(addr, hash));
+    std::fs::write(scratch.join("new"), torrent).expect("written");
+    std::fs::rename(scratch.join("new"), &path).expect("moved");
+    let last_count =
+        |seed: &Program| events(seed, "torrents").last().and_then(|event| event["count"].as_u64());
+    seed.wait_until("one more", DEADLINE, |seed| last_count(seed) == Some(301));
+    assert!(answers(addr, hash), "what came is served");
+
+    // One goes; of another one of its two files.
+    std::fs::remove_file(torrents.join("again.torrent")).expect("removed");
+    std::fs::remove_file(torrents.join("file-3.torrent")).expect("removed");
+    seed.wait_until("one less", DEADLINE, |seed| last_count(seed) == Some(300));
+    assert!(!answers(addr, hashes[3]), "what went is withdrawn");
+    assert!(answers(addr, hashes[7]), "its first file is still there");
+    assert_eq!(events(&seed, "withdrawn").len(), 1, "{}", seed.stderr());
+    assert!(data.join("file-3").is_file(), "the data is the user's");
+
+    // One is written anew, as another.
+    let (_, torrent, other) = make(301);
+    std::fs::write(torrents.join("file-5.torrent"), torrent).expect("written");
+    seed.wait_until("changed", DEADLINE, |seed| events(seed, "withdrawn").len() == 2);
+    assert!(answers(addr, other) && !answers(addr, hashes[5]));
+    // A bad one in the place of a good one: the good one is not meant any more.
+    std::fs::write(torrents.join("file-6.torrent"), b"what is this").expect("written");
+    seed.wait_until("spoilt", DEADLINE, |seed| warned(seed, "RS-E0602", "file-6.torrent"));
+    seed.wait_until("withdrawn", DEADLINE, |seed| events(seed, "withdrawn").len() == 3);
+    assert!(!answers(addr, hashes[6]));
+
+    seed.signal(Signal::INT);
+    let ended = seed.wait(DEADLINE).expect_code(0).json();
+    assert_eq!((&ended["count"], &ended["left_out"]), (&299.into(), &3.into()), "{ended}");
+}
+
 #[test]
 fn what_the_environment_lacks_is_named() {
     let scratch = Scratch::new("environment");

@@ -1,8 +1,8 @@
-//! `ringseed seed` and `ringseed get`: a plain BitTorrent client on the same engine, no ledger.
+//! `ringseed get`, and what it shares with [`seed`](crate::seed): a plain BitTorrent client on the same engine,
+//! no ledger.
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,15 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::select::FileSelection;
 use ringseed_engine::utp::UtpRefusal;
 use ringseed_engine::{
-    ARENA_LEN_BYTES_MIN, AddListing, Config, Engine, EngineError, EngineStatus, Event, Identity,
+    ARENA_LEN_BYTES_MIN, AddListing, Config, Engine, EngineError, EngineStatus, Event,
     ListingError, ListingId, ListingState, ListingStatus, Place, ShardStatus,
 };
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::datatrust::{engine_error, io_driver};
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
-use crate::offline::{describe, read_torrent, say_notes};
+use crate::offline::{describe, say_notes};
 use crate::progress::{Reporter, Task};
 use crate::sources::{self, Tracking, Wanted};
 use crate::{cli, keys, preflight, units, up};
@@ -27,17 +26,16 @@ use crate::{cli, keys, preflight, units, up};
 /// Folder of our own inside `--data`, where `get` and `seed` keep what lets them resume.
 pub const STATE_DIR: &str = ".ringseed";
 /// How often progress is looked at.
-const TICK: Duration = Duration::from_millis(100);
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// `get` gives up when for so long nobody answered and nothing came.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// And with trackers, of which one must answer first, and perhaps a second time.
 const SILENCE_MAX_TRACKED: Duration = Duration::from_secs(180);
-/// Magnet links that `seed` prints for people.
-const LINKS_SHOWN_MAX: usize = 4;
 /// How often `seed` reports its counters.
 const SEED_REPORT: Duration = Duration::from_secs(10);
 
-fn start(
+/// Starts an engine for plain use.
+pub(crate) fn start(
     state_dir: &Path,
     listen: &[SocketAddr],
     moving: &cli::Moving,
@@ -91,7 +89,7 @@ pub(crate) fn shards_json(engine: &EngineStatus) -> Value {
 }
 
 /// The counters of an engine and one listing, as `seed` and `get` print them.
-fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
+pub(crate) fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
     let mut value = json!({
         "driver": engine.driver, "received_bytes": engine.received_bytes,
         "sent_bytes": engine.sent_bytes, "payload_sent_bytes": engine.payload_sent_bytes,
@@ -123,7 +121,8 @@ fn counters(engine: &EngineStatus, listing: Option<&ListingStatus>) -> Value {
     value
 }
 
-fn state_error(error: &ListingError) -> Error {
+/// What the end of a listing means to whoever typed the command.
+pub(crate) fn state_error(error: &ListingError) -> Error {
     let code = match error {
         ListingError::ViewsDisagree { .. } => Code::ViewsDiffer,
         ListingError::IncompleteInPlace { .. } => Code::Damaged,
@@ -135,7 +134,7 @@ fn state_error(error: &ListingError) -> Error {
 }
 
 /// What an engine event means for a plain transfer: an error, or nothing.
-fn judge(event: &Event, reporter: Reporter) -> Result<()> {
+pub(crate) fn judge(event: &Event, reporter: Reporter) -> Result<()> {
     match event {
         Event::Failed { error, .. } => Err(state_error(error)),
         Event::Fatal { error } => {
@@ -197,7 +196,8 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
         error => engine_error(error),
     })?;
     let _refusal = UtpRefusal::start(engine.local_addrs());
-    let tracking = Tracking::start(&engine, peer_id, &args.trackers, &[(id, &wanted)], reporter);
+    let tracking = Tracking::start(&engine, peer_id, &args.trackers, reporter);
+    tracking.add(id, &wanted);
     let total = wanted.metainfo.as_ref().map_or(0, |known| known.info().geometry().payload_len());
     let task = reporter.bytes("get", format!("getting {}", wanted.name), total);
     let began = Instant::now();
@@ -239,7 +239,7 @@ pub fn get(args: &cli::Get, reporter: Reporter, print: impl FnOnce(&Value)) -> R
             "serving until Ctrl-C",
             json!({"addr": engine.local_addr().map(|a| a.to_string())}),
         );
-        served = serve(&engine, &[id], &events, &interrupt, reporter);
+        served = serve(&engine, id, &events, &interrupt, reporter);
         summary["counters"] = counters(&engine.status(), engine.listing_status(id).as_ref());
     }
     tracking.stop();
@@ -372,125 +372,51 @@ impl Fetch<'_> {
     }
 }
 
+/// When the counters were reported last, and what they said.
+pub(crate) struct Counts {
+    at: Instant,
+    sent_bytes: u64,
+}
+
+impl Counts {
+    /// Nothing reported yet.
+    pub fn new() -> Counts {
+        Counts { at: Instant::now(), sent_bytes: 0 }
+    }
+
+    /// Reports the counters if that was long ago and something was sent since; those of the listing as
+    /// well where there is only one.
+    pub fn tell(&mut self, engine: &Engine, only: Option<ListingId>, reporter: Reporter) {
+        let status = engine.status();
+        if self.at.elapsed() <= SEED_REPORT || status.payload_sent_bytes == self.sent_bytes {
+            return;
+        }
+        (self.at, self.sent_bytes) = (Instant::now(), status.payload_sent_bytes);
+        let listing = only.and_then(|id| engine.listing_status(id));
+        let text = format!(
+            "sent {}, now {}, {}",
+            units::bytes(self.sent_bytes),
+            units::rate(status.upload_rate),
+            units::count(status.peers, "peer")
+        );
+        reporter.say("counters", &text, counters(&status, listing.as_ref()));
+    }
+}
+
 /// Serves until Ctrl-C, and reports the counters now and then.
 fn serve(
     engine: &Engine,
-    ids: &[ListingId],
+    id: ListingId,
     events: &Receiver<Event>,
     interrupt: &Interrupt,
     reporter: Reporter,
 ) -> Result<()> {
-    let (mut told_at, mut told) = (Instant::now(), 0);
+    let mut counts = Counts::new();
     while !interrupt.is_asked() {
         if let Ok(event) = events.recv_timeout(TICK) {
             judge(&event, reporter)?;
         }
-        let status = engine.status();
-        if told_at.elapsed() > SEED_REPORT && status.payload_sent_bytes != told {
-            (told_at, told) = (Instant::now(), status.payload_sent_bytes);
-            let listing = (ids.len() == 1).then(|| engine.listing_status(ids[0])).flatten();
-            let text = format!(
-                "sent {}, now {}, {}",
-                units::bytes(told),
-                units::rate(status.upload_rate),
-                units::count(status.peers, "peer")
-            );
-            reporter.say("counters", &text, counters(&status, listing.as_ref()));
-        }
+        counts.tell(engine, Some(id), reporter);
     }
     Ok(())
-}
-
-/// `ringseed seed`: checks what is there, then serves until Ctrl-C. The data is only read.
-///
-/// # Errors
-/// [`Code::Damaged`] when the data is not whole; [`Code::PortInUse`]; I/O errors.
-pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) -> Result<()> {
-    let interrupt = Interrupt::watch()?;
-    if !args.data.is_dir() {
-        return Err(Error::new(Code::Missing, format!("{} is no folder", args.data.display()))
-            .why("--data names the folder that holds each torrent's root name"));
-    }
-    let torrents: Vec<Arc<Metainfo>> =
-        args.torrents.iter().map(|path| read_torrent(path).map(Arc::new)).collect::<Result<_>>()?;
-    torrents.iter().for_each(|metainfo| say_notes(metainfo, reporter));
-    let peers = sources::resolve_named(&args.peers)?;
-    let state = seed_state(&args.data)?;
-    let (engine, events, peer_id) =
-        start(&state, &args.listen, &args.moving, args.peers_per_ip, reporter)?;
-    let mut ids = Vec::new();
-    for metainfo in &torrents {
-        let added = engine.add(AddListing {
-            identity: Identity::Metainfo(metainfo.clone()),
-            place: Place::InPlace(args.data.clone()),
-            verify_v1: true,
-            known_complete: false,
-            size_max_bytes: None,
-            peers: peers.clone(),
-            private_to_market: false,
-        });
-        ids.push(added.map_err(engine_error)?);
-    }
-    let total = torrents.iter().map(|one| one.info().geometry().payload_len()).sum();
-    let label = format!("checking {}", units::count(ids.len() as u64, "torrent"));
-    let task = reporter.bytes("check", label, total);
-    let mut waiting = ids.clone();
-    while !waiting.is_empty() {
-        if interrupt.is_asked() {
-            engine.shutdown();
-            return Err(Error::new(Code::Interrupted, "stopped while checking"));
-        }
-        match events.recv_timeout(TICK) {
-            Ok(Event::Complete { id }) => waiting.retain(|other| *other != id),
-            Ok(event) => judge(&event, reporter).inspect_err(|_| engine.shutdown())?,
-            Err(_) => {}
-        }
-        let statuses = ids.iter().filter_map(|id| engine.listing_status(*id));
-        task.set(statuses.map(|status| status.have_bytes).sum(), total);
-    }
-    let addrs = engine.local_addrs().to_vec();
-    let shown: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
-    let links: Vec<String> =
-        torrents.iter().map(|one| sources::link_of(one, &addrs).to_string()).collect();
-    let mut text =
-        format!("serving {} on {} until Ctrl-C", units::bytes(total), shown.join(" and "));
-    // A list of thousands helps nobody on a terminal.
-    for link in links.iter().take(LINKS_SHOWN_MAX) {
-        text.push_str(&format!("\n{link}"));
-    }
-    let first = shown.first().cloned().unwrap_or_default();
-    let fields = json!({"addr": first, "addrs": shown, "bytes": total, "magnets": links});
-    task.finish(&text, fields);
-    let wanted: Vec<Wanted> = torrents.iter().cloned().map(Wanted::from_metainfo).collect();
-    let announced: Vec<(ListingId, &Wanted)> = ids.iter().copied().zip(&wanted).collect();
-    let _refusal = UtpRefusal::start(&addrs);
-    let tracking = Tracking::start(&engine, peer_id, &args.trackers, &announced, reporter);
-    let result = serve(&engine, &ids, &events, &interrupt, reporter);
-    tracking.stop();
-    let listings: Value = torrents
-        .iter()
-        .zip(&ids)
-        .map(|(metainfo, id)| {
-            let mut row = describe(metainfo);
-            row["magnet"] = json!(sources::link_of(metainfo, &addrs).to_string());
-            row["sent_bytes"] = json!(engine.listing_status(*id).map(|status| status.sent_bytes));
-            row
-        })
-        .collect();
-    let summary = json!({"torrents": listings, "counters": counters(&engine.status(), None)});
-    engine.shutdown();
-    print(&summary);
-    result
-}
-
-/// Where `seed` remembers what it checked. Inside `--data`, where `get` looks too; when that is
-/// read-only, a folder in the user's state directory.
-fn seed_state(data: &Path) -> Result<std::path::PathBuf> {
-    let inside = data.join(STATE_DIR);
-    if inside.is_dir() {
-        return Ok(inside);
-    }
-    let data = data.canonicalize().map_err(|error| Error::io("open", data, error))?;
-    let name = units::hex(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..8]);
-    Ok(up::registry::state_home().join("seed").join(name))
 }

@@ -404,8 +404,9 @@ pub struct Trackers {
 /// `ringseed seed`.
 #[derive(Args, Clone, Debug)]
 pub struct Seed {
-    /// Torrents to serve.
-    #[arg(required = true, value_name = "FILE.torrent")]
+    /// Torrents to serve. A folder stands for the .torrent files in it: those that come while it runs are
+    /// served as well, those that go are withdrawn, and a bad one is named and left out.
+    #[arg(required = true, value_name = "FILE.torrent | DIR")]
     pub torrents: Vec<PathBuf>,
     /// Folder that holds each torrent's root name.
     #[arg(long, value_name = "DIR")]

@@ -23,9 +23,11 @@ pub mod offline;
 pub mod preflight;
 pub mod progress;
 pub mod render;
+pub mod seed;
 pub mod sources;
 pub mod units;
 pub mod up;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -127,7 +129,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Status(args) => client::status(args, reporter),
         Command::Limit(args) => client::limit(args, reporter),
         Command::Hash(args) => offline::hash(args, reporter).map(|made| print(&made)),
-        Command::Seed(args) => bt::seed(args, reporter, print),
+        Command::Seed(args) => seed::seed(args, reporter, print),
         Command::Get(args) => bt::get(args, reporter, print),
         Command::Check(args) => offline::check(args, reporter, print),
         Command::Doctor(args) => doctor::run(args, reporter),

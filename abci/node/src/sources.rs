@@ -174,35 +174,44 @@ fn resolve(peer: &PeerAddr) -> std::result::Result<Vec<SocketAddr>, String> {
 /// The trackers of what `seed` or `get` is doing; nothing where there are none.
 pub struct Tracking {
     announcer: Option<Announcer>,
+    urls: Vec<TrackerUrl>,
+    reporter: Reporter,
 }
 
 impl Tracking {
-    /// Begins to ask the trackers of these torrents: first those of the command line, then their own.
-    /// What cannot be asked is told. The flag that forbids trackers is obeyed.
+    /// Nothing is asked yet. The flag that forbids trackers is obeyed.
     pub fn start(
         engine: &Engine,
         peer_id: [u8; 20],
         flags: &cli::Trackers,
-        torrents: &[(ListingId, &Wanted)],
         reporter: Reporter,
     ) -> Tracking {
-        if flags.no_trackers {
-            return Tracking { announcer: None };
+        let announcer = (!flags.no_trackers).then(|| {
+            Announcer::new(engine.clone(), peer_id, move |news| tell_news(reporter, &news))
+        });
+        Tracking { announcer, urls: flags.urls.clone(), reporter }
+    }
+
+    /// Begins to ask the trackers of a torrent: first those of the command line, then its own. What cannot
+    /// be asked is told.
+    pub fn add(&self, id: ListingId, wanted: &Wanted) {
+        let Some(announcer) = &self.announcer else { return };
+        let user = self.urls.iter().map(|url| (NamedBy::User, vec![url.to_string()]));
+        let own = wanted.tiers.iter().map(|tier| (NamedBy::Torrent, tier.clone()));
+        let tiers = user.chain(own).collect();
+        let refused = announcer.add(Announced { id, wire_ids: wanted.wire_ids(), tiers });
+        for (url, why) in refused {
+            let text = format!("note: tracker {} is not asked: {why}", printable(&url));
+            let fields = json!({"url": url, "why": why.to_string()});
+            self.reporter.say("tracker-not-asked", &text, fields);
         }
-        let announcer =
-            Announcer::new(engine.clone(), peer_id, move |news| tell_news(reporter, &news));
-        for (id, wanted) in torrents {
-            let user = flags.urls.iter().map(|url| (NamedBy::User, vec![url.to_string()]));
-            let own = wanted.tiers.iter().map(|tier| (NamedBy::Torrent, tier.clone()));
-            let tiers = user.chain(own).collect();
-            let refused = announcer.add(Announced { id: *id, wire_ids: wanted.wire_ids(), tiers });
-            for (url, why) in refused {
-                let text = format!("note: tracker {} is not asked: {why}", printable(&url));
-                let fields = json!({"url": url, "why": why.to_string()});
-                reporter.say("tracker-not-asked", &text, fields);
-            }
+    }
+
+    /// Asks no more for a torrent that is not served any more.
+    pub fn forget(&self, id: ListingId) {
+        if let Some(announcer) = &self.announcer {
+            announcer.forget(id);
         }
-        Tracking { announcer: Some(announcer) }
     }
 
     /// Everything of a torrent has come.

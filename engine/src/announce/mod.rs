@@ -149,6 +149,14 @@ impl Announcer {
         refused
     }
 
+    /// Asks no more for a torrent. Its trackers are not told: they forget whoever does not ask again.
+    pub fn forget(&self, id: ListingId) {
+        let mut state = self.inner.lock();
+        if let Some(at) = state.torrents.remove(&id).and_then(|torrent| torrent.due_at) {
+            state.due.remove(&(at, id));
+        }
+    }
+
     /// What was missing has come: the tracker is told at once.
     pub fn set_completed(&self, id: ListingId) {
         self.inner.change(id, |list| list.set_completed(Instant::now()));
