@@ -11,7 +11,7 @@ use super::listing::{Active, Stage, key_of};
 use super::peer::{CloseReason, ConnId};
 use super::timers::Timer;
 use super::{Flight, Job, Shard};
-use crate::api::{EngineError, Event, Identity, ListingId};
+use crate::api::{EngineError, Event, Identity, ListingError, ListingId};
 use crate::io::{Aside, Op};
 use crate::store::RunSet;
 use crate::store::journal::{ListingKey, Stamp};
@@ -140,6 +140,15 @@ impl Shard {
             }
             self.commit.is_urgent = true;
             self.begin_stage(listing);
+            return;
+        }
+        if active.is_fresh && !active.place.is_owned() {
+            // Data of the user that is not there at all fails as what is there in part does: nothing is ever
+            // fetched into a folder of his.
+            active.journal_slot = slot;
+            let error =
+                ListingError::IncompleteInPlace { missing_pieces: piece_count, piece_count };
+            self.fail_listing(listing, error);
             return;
         }
         let Some(known) = known else {

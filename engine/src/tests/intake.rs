@@ -104,3 +104,26 @@ fn a_batch_is_dealt_out_over_shards_and_answered_in_order() {
     let each: Vec<u64> = node.engine.status().shards.iter().map(|shard| shard.listings).collect();
     assert_eq!(each, [5, 5, 5]);
 }
+
+/// Data that is not in the user's folder at all was taken for a download, and a peer's bytes were written
+/// there; a `seed` of it waited for ever. It fails, as data that is there in part does.
+#[test]
+fn nothing_is_fetched_into_a_folder_of_the_user() {
+    let dir = TestDir::new("intake");
+    let (source, empty) = (dir.path().join("source"), dir.path().join("empty"));
+    std::fs::create_dir_all(&source).unwrap();
+    std::fs::create_dir_all(&empty).unwrap();
+    std::fs::write(source.join("file"), noise(100_000, 1)).unwrap();
+    let metainfo = torrent(&source.join("file"), Kind::Hybrid, 16 << 10);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    let mut node = Node::start(dir.path(), 2);
+    let add = add_of(&metainfo, Place::InPlace(empty.clone()), &[seed.addr()]);
+    let id = node.engine.add(add).unwrap();
+    let error = ListingError::IncompleteInPlace { missing_pieces: 7, piece_count: 7 };
+    node.wait(
+        "its end",
+        |event| matches!(event, Event::Failed { id: of, error: e } if *of == id && *e == error),
+    );
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+}
