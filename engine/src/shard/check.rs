@@ -92,7 +92,8 @@ impl Shard {
 
     /// Reads ahead as far as the arena allows.
     fn pump_check(&mut self, listing: ListingId) {
-        loop {
+        // What is under way ends; the rest is for the next run, which finds its intents.
+        while !self.is_stopping {
             let Some(active) = self.active.get_mut(&listing) else { return };
             let Some(geometry) = active.geometry().cloned() else { return };
             let Some(check) = &mut active.check else { return };
