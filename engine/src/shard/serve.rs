@@ -228,6 +228,12 @@ impl Shard {
         held + self.reads.waiters.len()
     }
 
+    /// Extents that are held for connections and not on their way.
+    #[cfg(test)]
+    pub fn held_extents(&self) -> usize {
+        self.conns.values().map(|conn| conn.held.len()).sum()
+    }
+
     /// Where the bytes of a block are in memory; extents that are not are added to `missing`.
     fn parts_of(
         &mut self,

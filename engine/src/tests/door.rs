@@ -10,7 +10,8 @@ use ringseed_sys::arena::Arena;
 use super::*;
 use crate::Rates;
 use crate::io::{
-    Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SendBuf, SockId,
+    Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SEND_PARTS_MAX, SendBuf,
+    SockId,
 };
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
 use crate::shard::mesh::Mesh;
@@ -50,10 +51,19 @@ impl Hand {
     }
 
     fn of(make: impl FnOnce(&Path), piece_len: u64, change: impl FnOnce(&mut Config)) -> Hand {
+        Hand::of_kind(Kind::V1, make, piece_len, change)
+    }
+
+    fn of_kind(
+        kind: Kind,
+        make: impl FnOnce(&Path),
+        piece_len: u64,
+        change: impl FnOnce(&mut Config),
+    ) -> Hand {
         let dir = TestDir::new("door");
         let source = dir.path().join("source");
         make(&source);
-        let metainfo = torrent(&source.join("data"), Kind::V1, piece_len);
+        let metainfo = torrent(&source.join("data"), kind, piece_len);
         let mut config = Config::new(dir.path().join("state"), *b"-RS0100-door00000000");
         config.arena_len_bytes = 16 << 20;
         config.limit_loopback = true;
@@ -267,11 +277,19 @@ impl Hand {
 }
 
 fn request(piece: u32, begin: u32) -> Vec<u8> {
+    request_of(piece, begin, 16_384)
+}
+
+fn request_of(piece: u32, begin: u32, len: u32) -> Vec<u8> {
     let mut bytes = vec![0, 0, 0, 13, 6];
-    bytes.extend(piece.to_be_bytes());
-    bytes.extend(begin.to_be_bytes());
-    bytes.extend(16_384_u32.to_be_bytes());
+    [piece, begin, len].iter().for_each(|number| bytes.extend(number.to_be_bytes()));
     bytes
+}
+
+/// A message of the extension protocol (BEP 10).
+fn extended(id: u8, payload: &[u8]) -> Vec<u8> {
+    let len = payload.len() as u32 + 2;
+    [&len.to_be_bytes()[..], &[20, id], payload].concat()
 }
 
 #[test]
@@ -450,11 +468,18 @@ fn who_takes_nothing_for_a_minute_is_gone() {
 
 /// A seed of 64 MiB, four times its arena.
 fn big_seed() -> Hand {
-    Hand::of(
+    big_seed_of(Kind::V1)
+}
+
+fn big_seed_of(kind: Kind) -> Hand {
+    Hand::of_kind(
+        kind,
         |dir| {
             std::fs::create_dir_all(dir.join("data")).unwrap();
             let file = std::fs::File::create(dir.join("data/sparse.bin")).unwrap();
             file.set_len(64 << 20).unwrap();
+            // A folder of one file alone makes no v2 torrent.
+            std::fs::write(dir.join("data/tail.bin"), b"x").unwrap();
         },
         256 << 10,
         |_| {},
@@ -469,6 +494,11 @@ impl Hand {
         (0..64).for_each(|at| self.hear(sock, &request(piece + at / 16, at % 16 * 16_384)));
         sock
     }
+}
+
+/// 64 requests from a piece on, in one breath.
+fn requests_from(piece: u32) -> Vec<u8> {
+    (0..64).flat_map(|at| request(piece + at / 16, at % 16 * 16_384)).collect()
 }
 
 /// Connections that take nothing kept a MiB of the arena each, and as much again that was read ahead for
@@ -539,13 +569,9 @@ fn answers_to_those_who_do_not_read_are_bounded_together() {
     let mut hand = big_seed();
     let ask = |hand: &mut Hand, sock: SockId| {
         // BEP 10 and 9: our id for metadata messages is 1.
-        let mut bytes = b"\0\0\0\x1a\x14\x00d1:md11:ut_metadatai3eee".to_vec();
-        bytes[3] = (bytes.len() - 4) as u8;
-        hand.hear(sock, &bytes);
+        hand.hear(sock, &extended(0, b"d1:md11:ut_metadatai3eee"));
         for _ in 0..40 {
-            let mut bytes = b"\0\0\0\x1b\x14\x01d8:msg_typei0e5:piecei0ee".to_vec();
-            bytes[3] = (bytes.len() - 4) as u8;
-            hand.hear(sock, &bytes);
+            hand.hear(sock, &extended(1, b"d8:msg_typei0e5:piecei0ee"));
         }
     };
     let mut socks = Vec::new();
@@ -560,4 +586,158 @@ fn answers_to_those_who_do_not_read_are_bounded_together() {
     let waiting = hand.shard.answer_bytes();
     assert!(waiting <= 28 << 20, "{waiting} bytes of answers wait");
     assert!(socks.iter().any(|&sock| hand.is_open(sock)), "{:?}", hand.counters.closed());
+}
+
+/// Peers that had been quick were sent a MiB each, however many there were: twenty that then took nothing held
+/// the whole arena, and a newcomer waited until the first of them was given up.
+#[test]
+fn senders_share_the_arena_and_leave_room_for_the_next() {
+    let mut hand = big_seed();
+    let quick: Vec<SockId> = (0..20).map(|at| hand.join(&format!("10.0.0.{at}"))).collect();
+    for (at, &sock) in (0..).zip(&quick) {
+        (0..2).for_each(|_| hand.hear(sock, &requests_from(at * 4)));
+    }
+    quick.iter().for_each(|sock| assert!(hand.takers.remove(sock)));
+    for (at, &sock) in (0..).zip(&quick) {
+        hand.hear(sock, &requests_from(at * 8));
+        hand.hear(sock, &requests_from(at * 8 + 4));
+    }
+    let honest = hand.join("192.168.0.2");
+    let before = hand.sent_bytes[&honest];
+    hand.hear(honest, &requests_from(240));
+    // A quarter of a second shows who takes nothing, and what was read ahead for them is given up.
+    hand.pass(Duration::from_millis(400));
+    let got = hand.sent_bytes[&honest] - before;
+    assert!(got >= 1 << 20, "{got} bytes of 1 MiB in 400 ms");
+}
+
+/// What was read ahead for those who take nothing is given up when somebody finds no memory, before they
+/// are.
+#[test]
+fn read_ahead_for_the_stalled_is_given_up_when_memory_is_short() {
+    let mut hand = big_seed();
+    for at in 0..80 {
+        let sock = hand.join(&format!("10.0.0.{at}"));
+        hand.takers.remove(&sock);
+        hand.hear(sock, &requests_from(at * 3));
+    }
+    let before = hand.shard.held_extents();
+    hand.pass(Duration::from_secs(3));
+    // Some still wait for the extent that they can begin with, and hold what is behind it.
+    let after = hand.shard.held_extents();
+    assert!(before > 0 && after * 3 < before, "{after} of {before} extents that others wait for");
+    assert!(hand.closed.is_empty(), "{:?}", hand.counters.closed());
+}
+
+/// Whoever takes its requests back is not kept what was read for them.
+#[test]
+fn what_was_read_for_requests_that_are_taken_back_is_let_go() {
+    let mut hand = big_seed();
+    let fickle = hand.join("10.0.0.1");
+    hand.takers.remove(&fickle);
+    let mut wanted = requests_from(0);
+    hand.hear(fickle, &wanted);
+    assert!(hand.shard.held_extents() > 0, "nothing was read ahead");
+    wanted.chunks_mut(17).for_each(|message| message[4] = 8);
+    hand.hear(fickle, &wanted);
+    hand.takers.insert(fickle);
+    hand.take(fickle);
+    hand.turn();
+    assert!(hand.is_open(fickle), "{:?}", hand.counters.closed());
+    assert_eq!(hand.shard.held_extents(), 0);
+}
+
+/// The table of handshakes is full: who goes is of the network that has most of them, be it younger than
+/// the one newcomer of another.
+#[test]
+fn a_lone_slow_newcomer_is_not_crowded_out_by_a_flood() {
+    let mut hand = Hand::new(|config| config.peers_max = 1024);
+    let handshakes_max = 256;
+    let honest = hand.knock("192.168.0.1");
+    for number in 0..600_u32 {
+        let [.., a, b] = (number / 8).to_be_bytes();
+        hand.knock(&format!("10.0.{a}.{b}"));
+    }
+    assert!(hand.is_open(honest), "{:?}", hand.counters.closed());
+    let open = hand.counters.peers.get();
+    assert!(open <= handshakes_max, "{open} half-open connections");
+    assert_eq!(hand.closed_by("crowded-out"), 601 - handshakes_max);
+    let hello = hand.handshake(1);
+    hand.hear(honest, &hello);
+    assert!(hand.is_open(honest));
+}
+
+/// Whoever asks again and again for leaves that are lost has the pieces hashed once, not each time.
+#[test]
+fn pieces_that_wait_for_a_check_are_not_checked_twice() {
+    let mut hand = big_seed_of(Kind::V2);
+    let root = hand.metainfo.info().files().next().unwrap().pieces_root.unwrap();
+    let request = ringseed_core::wire::HashRequest {
+        pieces_root: root,
+        base_layer: 0,
+        index: 0,
+        length: 512,
+        proof_layers: 0,
+    };
+    assert!(hand.shard.leaf_answer(ListingId(1), request).is_some());
+    hand.turn();
+    let before = hand.reads;
+    for _ in 0..50 {
+        assert!(hand.shard.leaves_again(ListingId(1), request));
+    }
+    hand.turn();
+    let extents = 512 * 16_384 / (256 << 10);
+    assert!(hand.reads - before >= extents, "nothing was hashed again");
+    assert!(hand.reads - before <= extents + 2, "{} reads of {extents}", hand.reads - before);
+}
+
+/// Requests that cross extents were counted anew with every turn. What a send had no room for, behind long
+/// answers, met those of the next turn, and the send that took them all had more parts than a send may
+/// have: a panic that any peer could cause.
+#[test]
+fn crossing_requests_behind_many_answers_do_no_harm() {
+    let long_names = |dir: &Path| {
+        std::fs::create_dir_all(dir.join("data")).unwrap();
+        for file in 0..200 {
+            let name = format!("data/a-rather-long-name-{file:0>60}");
+            std::fs::write(dir.join(name), b"x").unwrap();
+        }
+        let file = std::fs::File::create(dir.join("data/sparse.bin")).unwrap();
+        file.set_len(3 << 20).unwrap();
+    };
+    let mut hand = Hand::of(long_names, 1 << 20, |_| {});
+    let peer = hand.knock("10.0.0.1");
+    hand.takers.insert(peer);
+    let mut hello = hand.handshake(1);
+    hello[25] = 0x10; // extensions
+    hello.extend([0, 0, 0, 1, 15, 0, 0, 0, 1, 2]); // have none, interested
+    hello.extend(extended(0, b"d1:md11:ut_metadatai3eee"));
+    hand.hear(peer, &hello);
+    // Both extents are in memory from here on, and the peer is known to be quick.
+    let crossing = |before: u32, len: u32| request_of(1, (256 << 10) - before, len);
+    (0..4).for_each(|at| hand.hear(peer, &crossing(100 + at, 200)));
+    hand.takers.remove(&peer);
+    hand.hear(peer, &crossing(50, 100));
+    assert!(hand.sending.contains_key(&peer));
+    // Meanwhile as many answers gather as may, and more blocks than go behind them.
+    let questions = extended(1, b"d8:msg_typei0e5:piecei0ee").repeat(20);
+    hand.hear(peer, &questions);
+    (0..39).for_each(|at| hand.hear(peer, &crossing(1_000 + at, 26 << 10)));
+    (0..80).for_each(|at| hand.hear(peer, &crossing(1 + at, 2 + at)));
+    let step = |hand: &mut Hand| {
+        hand.take(peer);
+        hand.turn();
+        let (_, buf) = &hand.sending[&peer];
+        (buf.small.len(), buf.len_bytes(), buf.parts.len())
+    };
+    let (answers, all, _) = step(&mut hand);
+    assert!(answers > 256 << 10 && all >= 1 << 20, "{answers} bytes of answers of {all}");
+    let (_, _, parts) = step(&mut hand);
+    assert!((100..=SEND_PARTS_MAX).contains(&parts), "{parts} parts");
+    hand.takers.insert(peer);
+    hand.take(peer);
+    hand.turn();
+    assert!(hand.is_open(peer), "{:?}", hand.counters.closed());
+    let payload = 4 * 200 + 100 + 39 * (26 << 10) + (2..82).sum::<u64>();
+    assert_eq!(hand.counters.payload_sent_bytes.get(), payload);
 }
