@@ -341,7 +341,9 @@ fn stripes_are_even(driver: IoDriver, of_seed: u32, of_leech: u32) {
     assert_eq!(status.shards, of_leech);
     let from_seed: u64 = status.sources.iter().map(|source| source.verified_bytes).sum();
     assert_eq!(from_seed, status.total_bytes, "{status:?}");
-    assert!(status.wasted_bytes < 2_000_000, "{status:?}");
+    // Where a shard gets no processor for two seconds, another fetches what it has begun as well: that each
+    // byte comes once is seen in virtual time.
+    assert!(status.wasted_bytes < status.total_bytes / 8, "{status:?}");
     let engine = leech.engine.status();
     assert_eq!((engine.listings, engine.shards.len()), (1, of_leech as usize));
     let received: Vec<u64> = engine.shards.iter().map(|it| it.payload_received_bytes).collect();
