@@ -9,6 +9,8 @@ use std::time::Duration;
 use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use thiserror::Error;
 
+use crate::io::external::ExternalDriver;
+
 /// Which loop executes the shard's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoDriver {
@@ -20,6 +22,8 @@ pub enum IoDriver {
     Uring,
     /// epoll for sockets, `pread`/`pwrite` on helper threads for files. Works in every container.
     Epoll,
+    /// A driver that the program brings along, or an error.
+    External(ExternalDriver),
 }
 
 /// Whether payload goes past the page cache.

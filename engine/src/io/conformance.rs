@@ -2,10 +2,16 @@
 //!
 //! A [`Relay`] stands in the shard's place: the test hands it operations and gets the completions.
 //! At the end every operation has been answered exactly once and every extent is back.
+//!
+//! A driver that lives in a crate of its own instantiates the suite in its tests, with
+//! [`driver_suite`](crate::driver_suite) and this crate's feature `conformance`.
+#![allow(missing_docs, reason = "tests: their names are sentences")]
 
-mod files;
-mod real;
-mod sockets;
+pub mod files;
+#[cfg(test)]
+mod own;
+pub mod real;
+pub mod sockets;
 
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -19,7 +25,7 @@ use ringseed_sys::dir::DirHandle;
 use super::{Completion, Done, Machine, Op, OpId, Ops, RecvBuf, RecvSlot, SockId};
 
 /// Two nodes that can reach each other, run by some driver.
-pub(super) trait Rig {
+pub trait Rig {
     fn push(&mut self, node: usize, op: Op);
     /// Waits for the node's next completion.
     fn next(&mut self, node: usize) -> Completion;
@@ -40,31 +46,31 @@ pub(super) trait Rig {
 }
 
 /// A [`Machine`] that does what it is told and tells what came of it.
-pub(super) struct Relay {
+pub struct Relay {
     shared: Arc<Mutex<Orders>>,
     told: Sender<Completion>,
     in_flight: HashSet<OpId>,
 }
 
 #[derive(Default)]
-pub(super) struct Orders {
+pub struct Orders {
     ops: VecDeque<Op>,
     stop: bool,
 }
 
 impl Orders {
-    pub(super) fn push(&mut self, op: Op) {
+    pub fn push(&mut self, op: Op) {
         self.ops.push_back(op);
     }
 
     /// The machine stops when all is answered.
-    pub(super) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.stop = true;
     }
 }
 
 impl Relay {
-    pub(super) fn new(shared: Arc<Mutex<Orders>>, told: Sender<Completion>) -> Relay {
+    pub fn new(shared: Arc<Mutex<Orders>>, told: Sender<Completion>) -> Relay {
         Relay { shared, told, in_flight: HashSet::new() }
     }
 }
@@ -109,31 +115,31 @@ fn id_of(op: &Op) -> Option<OpId> {
 }
 
 /// A rig with what tests ask for all the time: fresh ids, and completions by id.
-pub(super) struct Bench {
-    pub(super) rig: Box<dyn Rig>,
+pub struct Bench {
+    pub rig: Box<dyn Rig>,
     next_id: u64,
     stash: [VecDeque<Completion>; 2],
 }
 
 impl Bench {
-    pub(super) fn new(rig: Box<dyn Rig>) -> Bench {
+    pub fn new(rig: Box<dyn Rig>) -> Bench {
         Bench { rig, next_id: 1, stash: Default::default() }
     }
 
-    pub(super) fn id(&mut self) -> OpId {
+    pub fn id(&mut self) -> OpId {
         self.next_id += 1;
         OpId(self.next_id)
     }
 
     /// Starts the operation that `make` makes of a fresh id.
-    pub(super) fn start(&mut self, node: usize, make: impl FnOnce(OpId) -> Op) -> OpId {
+    pub fn start(&mut self, node: usize, make: impl FnOnce(OpId) -> Op) -> OpId {
         let id = self.id();
         self.rig.push(node, make(id));
         id
     }
 
     /// Waits for the answer to `id`; others are kept for later.
-    pub(super) fn wait(&mut self, node: usize, id: OpId) -> Done {
+    pub fn wait(&mut self, node: usize, id: OpId) -> Done {
         if let Some(at) = self.stash[node].iter().position(|kept| kept.id == id) {
             return self.stash[node].remove(at).unwrap().done;
         }
@@ -147,13 +153,13 @@ impl Bench {
     }
 
     /// Starts an operation and waits for its answer.
-    pub(super) fn run(&mut self, node: usize, make: impl FnOnce(OpId) -> Op) -> Done {
+    pub fn run(&mut self, node: usize, make: impl FnOnce(OpId) -> Op) -> Done {
         let id = self.start(node, make);
         self.wait(node, id)
     }
 
     /// Connects node 1 to node 0; the two ends.
-    pub(super) fn connect(&mut self) -> (SockId, SockId) {
+    pub fn connect(&mut self) -> (SockId, SockId) {
         let addr = self.rig.addr(0);
         let timeout = std::time::Duration::from_secs(5);
         let out = match self.run(1, |id| Op::Connect { id, addr, timeout }) {
@@ -167,12 +173,12 @@ impl Bench {
     }
 
     /// A buffer for `len` bytes in small space.
-    pub(super) fn small(len: usize) -> RecvBuf {
+    pub fn small(len: usize) -> RecvBuf {
         let slots = vec![RecvSlot::Small { start: 0, len }];
         RecvBuf { small: vec![0; len], extents: Vec::new(), slots }
     }
 
-    pub(super) fn stop(self) {
+    pub fn stop(self) {
         let arena = self.rig.arena().clone();
         drop(self.stash);
         self.rig.stop();
@@ -181,69 +187,69 @@ impl Bench {
 }
 
 /// Bytes that differ along their way, so that a shifted or swapped stretch is seen.
-pub(super) fn pattern(seed: u64, at: usize, out: &mut [u8]) {
+pub fn pattern(seed: u64, at: usize, out: &mut [u8]) {
     for (i, byte) in out.iter_mut().enumerate() {
         let x = (at + i) as u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         *byte = (x ^ (x >> 8) ^ (x >> 17)).wrapping_mul(151) as u8;
     }
 }
 
-/// Instantiates the suite for a driver: `$make` gives a fresh rig.
-macro_rules! suite {
-    ($driver:ident, $make:expr) => {
-        mod $driver {
+/// Instantiates the suite as a module of tests: of a driver that a [`Rig`](crate::io::conformance::Rig) is made
+/// for by an expression, or, with `real`, of an [`IoDriver`](crate::IoDriver), with what only a driver on the real system
+/// can show.
+#[macro_export]
+macro_rules! driver_suite {
+    (real $name:ident, $driver:expr) => {
+        mod $name {
             use super::*;
-            suite!(@ $make, sockets: bytes_are_gathered_scattered_and_polled_for);
-            suite!(@ $make, sockets: a_socket_moves_with_what_it_holds);
-            suite!(@ $make, sockets: closing_ends_what_is_in_flight);
-            suite!(@ $make, sockets: a_peer_that_closes_is_seen);
-            suite!(@ $make, sockets: refused_and_closed_tell_their_errors);
-            suite!(@ $make, sockets: bulk_arrives_whole_both_ways);
-            suite!(@ $make, sockets: many_connections_are_accepted);
-            suite!(@ $make, files: odd_stretches_read_back);
-            suite!(@ $make, files: errors_are_told_and_give_buffers_back);
-            suite!(@ $make, files: trees_are_removed_and_files_closed);
-            suite!(@ $make, files: small_writes_append_and_overwrite);
+            $crate::driver_suite!(@all $crate::io::conformance::real::rig($driver));
+            $crate::driver_suite!(@real $driver, reads_take_the_page_cache_when_it_is_warm);
+            $crate::driver_suite!(@real $driver, connecting_times_out);
+            $crate::driver_suite!(@real $driver, it_says_its_name);
+            $crate::driver_suite!(@real $driver, an_idle_driver_sleeps);
+            $crate::driver_suite!(@real $driver, accepting_pauses_when_descriptors_run_out);
         }
+    };
+    ($name:ident, $make:expr) => {
+        mod $name {
+            $crate::driver_suite!(@all $make);
+        }
+    };
+    (@all $make:expr) => {
+        $crate::driver_suite!(@ $make, sockets: bytes_are_gathered_scattered_and_polled_for);
+        $crate::driver_suite!(@ $make, sockets: a_socket_moves_with_what_it_holds);
+        $crate::driver_suite!(@ $make, sockets: closing_ends_what_is_in_flight);
+        $crate::driver_suite!(@ $make, sockets: a_peer_that_closes_is_seen);
+        $crate::driver_suite!(@ $make, sockets: refused_and_closed_tell_their_errors);
+        $crate::driver_suite!(@ $make, sockets: bulk_arrives_whole_both_ways);
+        $crate::driver_suite!(@ $make, sockets: many_connections_are_accepted);
+        $crate::driver_suite!(@ $make, files: odd_stretches_read_back);
+        $crate::driver_suite!(@ $make, files: errors_are_told_and_give_buffers_back);
+        $crate::driver_suite!(@ $make, files: trees_are_removed_and_files_closed);
+        $crate::driver_suite!(@ $make, files: small_writes_append_and_overwrite);
     };
     (@ $make:expr, $area:ident: $test:ident) => {
         #[test]
         fn $test() {
-            let mut bench = Bench::new($make);
-            super::$area::$test(&mut bench);
+            let mut bench = $crate::io::conformance::Bench::new($make);
+            $crate::io::conformance::$area::$test(&mut bench);
             bench.stop();
+        }
+    };
+    (@real $driver:expr, $test:ident) => {
+        #[test]
+        fn $test() {
+            let name = concat!(module_path!(), "::", stringify!($test));
+            $crate::io::conformance::real::$test($driver, name);
         }
     };
 }
 
-suite!(uring, real::rig(crate::config::IoDriver::Uring));
-suite!(epoll, real::rig(crate::config::IoDriver::Epoll));
-suite!(sim, super::super::sim::tests::rig());
-
-/// Chance must not matter: the same contract under other seeds, with buffers that
-/// hold little more than the suite expects of any socket.
-#[test]
-fn the_simulation_keeps_the_contract_whatever_the_seed() {
-    for seed in 0..40 {
-        let mut config = super::sim::SimConfig::new(seed);
-        config.socket_buffer_bytes = if seed % 2 == 0 { 256 * 1024 } else { 6000 };
-        let mut bench = Bench::new(Box::new(super::sim::tests::sim_rig(config)));
-        sockets::bytes_are_gathered_scattered_and_polled_for(&mut bench);
-        sockets::a_socket_moves_with_what_it_holds(&mut bench);
-        sockets::closing_ends_what_is_in_flight(&mut bench);
-        sockets::a_peer_that_closes_is_seen(&mut bench);
-        sockets::refused_and_closed_tell_their_errors(&mut bench);
-        files::odd_stretches_read_back(&mut bench);
-        files::trees_are_removed_and_files_closed(&mut bench);
-        bench.stop();
-    }
-}
-
-pub(super) fn extents(n: usize) -> Arena {
+pub fn extents(n: usize) -> Arena {
     Arena::new(n * EXTENT_LEN_BYTES).unwrap()
 }
 
-pub(super) fn relay_parts()
+pub fn relay_parts()
 -> (Arc<Mutex<Orders>>, Sender<Completion>, std::sync::mpsc::Receiver<Completion>) {
     let (told, heard) = channel();
     (Arc::default(), told, heard)

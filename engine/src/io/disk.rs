@@ -290,14 +290,95 @@ impl Files {
     }
 }
 
+/// Every operation on files, carried out by the disk threads: the whole file side of a driver that has
+/// nothing better.
+pub struct FileOps {
+    pool: DiskPool,
+    files: Files,
+}
+
+impl FileOps {
+    /// Starts the threads, which wake the driver through `waker` when they have done something. Twice as
+    /// many as beside a ring: here they carry the transfers too.
+    ///
+    /// # Errors
+    /// That no thread could be started.
+    pub fn start(waker: &Waker) -> io::Result<FileOps> {
+        let pool = DiskPool::start(2 * super::DISK_THREADS, waker)?;
+        Ok(FileOps { pool, files: Files::default() })
+    }
+
+    /// Begins an operation on files; a completion when it cannot be begun.
+    ///
+    /// # Panics
+    /// For an operation on sockets.
+    pub fn begin(&mut self, op: Op) -> Option<Completion> {
+        let job = match op {
+            Op::Open { id, root, path, mode, direct } => Job::Open { id, root, path, mode, direct },
+            Op::RemoveTree { id, root, path } => Job::RemoveTree { id, root, path },
+            Op::Aside { id, job } => Job::Aside { id, job },
+            Op::CloseFile { file } => Job::Close { file: self.files.close(file)? },
+            Op::Read { id, file, offset_bytes, buf, start, len } => match self.get(file) {
+                Ok(file) => Job::Read { id, file, offset_bytes, buf, start, len },
+                Err(error) => {
+                    return refuse(Op::Read { id, file, offset_bytes, buf, start, len }, error);
+                }
+            },
+            Op::Write { id, file, offset_bytes, buf, start, len } => match self.get(file) {
+                Ok(file) => Job::Write { id, file, offset_bytes, buf, start, len },
+                Err(error) => {
+                    return refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
+                }
+            },
+            Op::WriteSmall { id, file, offset_bytes, data } => match self.get(file) {
+                Ok(file) => Job::WriteSmall { id, file, offset_bytes, data },
+                Err(error) => {
+                    return refuse(Op::WriteSmall { id, file, offset_bytes, data }, error);
+                }
+            },
+            Op::Sync { id, file } => match self.get(file) {
+                Ok(found) => Job::Sync { id, file: found, new_name: self.files.new_name(file, id) },
+                Err(error) => return refuse(Op::Sync { id, file }, error),
+            },
+            Op::Allocate { id, file, len_bytes } => match self.get(file) {
+                Ok(file) => Job::Allocate { id, file, len_bytes },
+                Err(error) => return refuse(Op::Allocate { id, file, len_bytes }, error),
+            },
+            Op::Connect { .. }
+            | Op::PollIn { .. }
+            | Op::Recv { .. }
+            | Op::Send { .. }
+            | Op::Detach { .. }
+            | Op::Attach { .. }
+            | Op::Close { .. } => unreachable!("an operation on sockets"),
+        };
+        self.pool.push(job);
+        None
+    }
+
+    /// What the threads have done since the last call, one at a time.
+    pub fn next_done(&mut self) -> Option<Completion> {
+        let report = self.pool.try_report()?;
+        Some(self.files.handle(report))
+    }
+
+    /// The file, for a driver that transfers by itself.
+    ///
+    /// # Errors
+    /// `ECANCELED` when it has been closed.
+    pub fn get(&self, file: FileId) -> io::Result<Arc<DataFile>> {
+        self.files.get(file).cloned()
+    }
+}
+
 /// The error of what was closed or given up.
-pub(super) fn canceled() -> io::Error {
+pub fn canceled() -> io::Error {
     rustix::io::Errno::CANCELED.into()
 }
 
 /// The completion of an operation that cannot be started: gives its buffer back with the error.
 /// `None` for operations that are never answered.
-pub(super) fn refuse(op: Op, error: io::Error) -> Option<Completion> {
+pub fn refuse(op: Op, error: io::Error) -> Option<Completion> {
     let (id, done) = match op {
         Op::Connect { id, .. } => (id, Done::Connected(Err(error))),
         Op::PollIn { id, .. } => (id, Done::Readable(Err(error))),

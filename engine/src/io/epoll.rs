@@ -12,10 +12,9 @@ use ringseed_sys::net::{self, Blocking};
 use ringseed_sys::wake::Waker;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 
-use super::disk::{DiskPool, Files, Job, canceled, refuse};
+use super::disk::{FileOps, canceled, refuse};
 use super::{
-    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, MovedSockKind, Op, OpId, Ops,
-    RecvBuf, SendBuf, SockId,
+    ACCEPT_PAUSE, Completion, Done, Machine, MovedSock, Op, OpId, Ops, RecvBuf, SendBuf, SockId,
 };
 
 /// Events taken per call.
@@ -35,8 +34,7 @@ const LISTENERS_MAX: u64 = 1 << 16;
 pub struct EpollDriver {
     epoll: OwnedFd,
     waker: Waker,
-    disk: DiskPool,
-    files: Files,
+    files: FileOps,
     sockets: HashMap<SockId, Socket>,
     listeners: Vec<OwnedFd>,
     /// Which listeners wait for descriptors, and until when.
@@ -72,13 +70,11 @@ impl EpollDriver {
         for listener in &listeners {
             rustix::io::ioctl_fionbio(listener, true)?;
         }
-        // Twice the threads of the ring's driver: here they carry the transfers too.
-        let disk = DiskPool::start(2 * DISK_THREADS, &waker)?;
+        let files = FileOps::start(&waker)?;
         let mut driver = EpollDriver {
             epoll,
             waker,
-            disk,
-            files: Files::default(),
+            files,
             sockets: HashMap::new(),
             listeners,
             paused: BTreeMap::new(),
@@ -162,8 +158,7 @@ impl EpollDriver {
             self.end_connect(sock, Err(rustix::io::Errno::TIMEDOUT.into()));
         }
         if self.waker.take() {
-            while let Some(report) = self.disk.try_report() {
-                let completion = self.files.handle(report);
+            while let Some(completion) = self.files.next_done() {
                 self.done.push_back(completion);
             }
             machine.handle_wake(now);
@@ -270,52 +265,7 @@ impl EpollDriver {
                     socket.cancel(&mut self.done);
                 }
             }
-            Op::Open { id, root, path, mode, direct } => {
-                self.disk.push(Job::Open { id, root, path, mode, direct });
-            }
-            Op::RemoveTree { id, root, path } => self.disk.push(Job::RemoveTree { id, root, path }),
-            Op::Aside { id, job } => self.disk.push(Job::Aside { id, job }),
-            Op::CloseFile { file } => {
-                if let Some(file) = self.files.close(file) {
-                    self.disk.push(Job::Close { file });
-                }
-            }
-            Op::Read { id, file, offset_bytes, buf, start, len } => match self.files.get(file) {
-                Ok(found) => {
-                    let file = found.clone();
-                    self.disk.push(Job::Read { id, file, offset_bytes, buf, start, len });
-                }
-                Err(error) => {
-                    self.refuse(Op::Read { id, file, offset_bytes, buf, start, len }, error);
-                }
-            },
-            Op::Write { id, file, offset_bytes, buf, start, len } => match self.files.get(file) {
-                Ok(found) => {
-                    let file = found.clone();
-                    self.disk.push(Job::Write { id, file, offset_bytes, buf, start, len });
-                }
-                Err(error) => {
-                    self.refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
-                }
-            },
-            Op::WriteSmall { id, file, offset_bytes, data } => match self.files.get(file) {
-                Ok(found) => {
-                    let file = found.clone();
-                    self.disk.push(Job::WriteSmall { id, file, offset_bytes, data });
-                }
-                Err(error) => self.refuse(Op::WriteSmall { id, file, offset_bytes, data }, error),
-            },
-            Op::Sync { id, file } => match self.files.get(file).cloned() {
-                Ok(found) => {
-                    let new_name = self.files.new_name(file, id);
-                    self.disk.push(Job::Sync { id, file: found, new_name });
-                }
-                Err(error) => self.refuse(Op::Sync { id, file }, error),
-            },
-            Op::Allocate { id, file, len_bytes } => match self.files.get(file).cloned() {
-                Ok(file) => self.disk.push(Job::Allocate { id, file, len_bytes }),
-                Err(error) => self.refuse(Op::Allocate { id, file, len_bytes }, error),
-            },
+            on_files => self.done.extend(self.files.begin(on_files)),
         }
     }
 
@@ -346,13 +296,11 @@ impl EpollDriver {
         debug_assert!(socket.reads.is_empty() && socket.sends.is_empty(), "work in flight");
         // It stays open, so that this epoll would go on telling of it.
         epoll::delete(&self.epoll, &socket.fd)?;
-        Ok(MovedSock(MovedSockKind::Fd(socket.fd)))
+        Ok(MovedSock::from_fd(socket.fd))
     }
 
     fn attach(&mut self, moved: MovedSock) -> io::Result<SockId> {
-        let MovedSock(MovedSockKind::Fd(fd)) = moved else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
+        let fd = moved.into_fd()?;
         rustix::io::ioctl_fionbio(&fd, true)?;
         let sock = SockId(self.next_sock);
         watch(&self.epoll, fd.as_fd(), sock)?;

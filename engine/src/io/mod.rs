@@ -5,13 +5,15 @@
 //! an operation owns its memory until its completion brings it back, so that neither side can touch
 //! what the kernel is writing to.
 //!
-//! Drivers: `uring` (default), `epoll` (where io_uring is forbidden), `sim` (virtual network and disk).
+//! Drivers: `uring` (default), `epoll` (where io_uring is forbidden), `sim` (virtual network and disk), and
+//! any that lives outside of this crate and is given to it, see [`external`].
 //! One test suite runs over all of them.
 
-#[cfg(test)]
-mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod disk;
 mod epoll;
+pub mod external;
 pub mod sim;
 mod start;
 mod uring;
@@ -40,7 +42,7 @@ pub use uring::UringDriver;
 const DISK_THREADS: usize = 2;
 
 /// How long a driver that ran out of descriptors waits before it accepts again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Name of an operation in flight, made by the shard and given back by the completion. Drivers do
 /// not interpret it; the shard keeps a generation in it, so that a stale completion is told apart.
@@ -60,6 +62,24 @@ enum MovedSockKind {
     Fd(OwnedFd),
     /// Of a simulated world: a connection and a side of it. The world closes what its node loses.
     Sim(u64, usize),
+}
+
+impl MovedSock {
+    /// Takes a socket on its way, for a driver that gives it up.
+    pub fn from_fd(fd: OwnedFd) -> MovedSock {
+        MovedSock(MovedSockKind::Fd(fd))
+    }
+
+    /// The socket, for the driver that takes it over.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a socket of a simulated world.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        match self.0 {
+            MovedSockKind::Fd(fd) => Ok(fd),
+            MovedSockKind::Sim(..) => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
 }
 
 /// A file that the driver holds for the shard. Never reused within a driver's life.
@@ -301,7 +321,7 @@ pub trait Machine {
 }
 
 /// Tells, at most once a minute in this process, that connections cannot be accepted.
-fn warn_accept(error: &io::Error) {
+pub fn warn_accept(error: &io::Error) {
     use std::sync::Mutex;
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

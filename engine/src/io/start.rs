@@ -6,11 +6,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use ringseed_sys::arena::Arena;
-use ringseed_sys::ring::RingError;
 use ringseed_sys::wake::Waker;
 
 use super::Machine;
 use super::epoll::EpollDriver;
+use super::external::{ExternalDriver, Seat, explain};
 use super::uring::UringDriver;
 use crate::config::IoDriver;
 
@@ -32,7 +32,7 @@ pub struct DriverConfig {
 /// A driver at work.
 #[derive(Debug)]
 pub struct Running {
-    /// Which driver runs: `uring` or `epoll`.
+    /// Which driver runs: `uring`, `epoll`, or the name of one from outside.
     pub driver: &'static str,
     /// Which flags or fallbacks are in use, for people.
     pub detail: String,
@@ -50,7 +50,7 @@ pub struct Running {
 /// Why no driver could be started: with [`IoDriver::Uring`] why there is no ring.
 pub fn start<M, F>(config: DriverConfig, make_machine: F) -> io::Result<Running>
 where
-    M: Machine,
+    M: Machine + 'static,
     F: FnOnce(&Waker) -> M + Send + 'static,
 {
     let waker = Waker::new()?;
@@ -58,6 +58,9 @@ where
     let remote = waker.clone();
     let builder = std::thread::Builder::new().name(config.thread_name.clone());
     let thread = builder.spawn(move || {
+        if let IoDriver::External(driver) = config.driver {
+            return run_external(driver, config, make_machine, remote, told);
+        }
         // A ring belongs to the thread that makes it, so the choice is made there.
         let driver = match Driver::new(config, &remote) {
             Ok(driver) => driver,
@@ -72,6 +75,40 @@ where
         Ok(Ok((driver, detail))) => Ok(Running { driver, detail, waker, thread }),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::other("the driver's thread died at its start")),
+    }
+}
+
+/// What the starter waits for: the name of the driver and what is to be said of it, or why it is not there.
+type Told = Sender<io::Result<(&'static str, String)>>;
+
+fn run_external<M, F>(
+    driver: ExternalDriver,
+    config: DriverConfig,
+    make_machine: F,
+    waker: Waker,
+    told: Told,
+) -> io::Result<()>
+where
+    M: Machine + 'static,
+    F: FnOnce(&Waker) -> M + 'static,
+{
+    let (name, remote, teller) = (driver.name, waker.clone(), told.clone());
+    let seat = Seat::new(
+        config,
+        waker,
+        Box::new(move |detail| {
+            let machine = Box::new(make_machine(&remote));
+            let _ = teller.send(Ok((name, detail)));
+            machine
+        }),
+    );
+    let begun = seat.begun.clone();
+    match (driver.run)(seat) {
+        Err(error) if !begun.get() => {
+            let _ = told.send(Err(error));
+            Ok(())
+        }
+        result => result,
     }
 }
 
@@ -106,12 +143,7 @@ impl Driver {
         Ok(Driver::Epoll(Box::new(EpollDriver::new(waker.clone(), listeners)?)))
     }
 
-    fn run<M, F>(
-        self,
-        make_machine: F,
-        waker: &Waker,
-        told: &Sender<io::Result<(&'static str, String)>>,
-    ) -> io::Result<()>
+    fn run<M, F>(self, make_machine: F, waker: &Waker, told: &Told) -> io::Result<()>
     where
         M: Machine,
         F: FnOnce(&Waker) -> M,
@@ -128,15 +160,4 @@ impl Driver {
             }
         }
     }
-}
-
-fn explain(error: RingError) -> io::Error {
-    let (reason, cure) = ringseed_sys::probe::explain_ring_error(&error);
-    let kind = match &error {
-        RingError::Forbidden(_) => io::ErrorKind::PermissionDenied,
-        RingError::TooOld => io::ErrorKind::Unsupported,
-        RingError::NoMemory { .. } => io::ErrorKind::OutOfMemory,
-        RingError::Io(source) => source.kind(),
-    };
-    io::Error::new(kind, format!("no io_uring: {reason}; {cure}"))
 }

@@ -15,8 +15,7 @@ use ringseed_sys::wake::Waker;
 
 use super::disk::{DiskPool, Files, Job, canceled, refuse};
 use super::{
-    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, MovedSockKind, Op, OpId, Ops,
-    SockId,
+    ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, Op, OpId, Ops, SockId,
 };
 
 /// Submissions that fit into one call. More than a turn starts with thousands of peers cost one more
@@ -405,13 +404,11 @@ impl UringDriver {
             Ok(fd) => fd,
             Err(shared) => shared.try_clone()?,
         };
-        Ok(MovedSock(MovedSockKind::Fd(fd)))
+        Ok(MovedSock::from_fd(fd))
     }
 
     fn attach(&mut self, moved: MovedSock) -> io::Result<SockId> {
-        let MovedSock(MovedSockKind::Fd(fd)) = moved else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
+        let fd = moved.into_fd()?;
         // A ring wants sockets that wait, see `Blocking`; the driver it comes from may be another kind.
         rustix::io::ioctl_fionbio(&fd, false)?;
         Ok(self.insert_socket(Arc::new(fd)))

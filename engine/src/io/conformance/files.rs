@@ -28,7 +28,7 @@ fn read(
     }
 }
 
-pub(super) fn odd_stretches_read_back(bench: &mut Bench) {
+pub fn odd_stretches_read_back(bench: &mut Bench) {
     const LEN: usize = 700_001;
     let (file, len_bytes) = open(bench, "set/data.bin", OpenMode::Write).unwrap();
     assert_eq!(len_bytes, 0);
@@ -76,7 +76,7 @@ pub(super) fn odd_stretches_read_back(bench: &mut Bench) {
     bench.rig.push(0, Op::CloseFile { file });
 }
 
-pub(super) fn errors_are_told_and_give_buffers_back(bench: &mut Bench) {
+pub fn errors_are_told_and_give_buffers_back(bench: &mut Bench) {
     let missing = open(bench, "no/such", OpenMode::Read).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     for bad in ["../out", "/etc/passwd", ""] {
@@ -103,7 +103,7 @@ pub(super) fn errors_are_told_and_give_buffers_back(bench: &mut Bench) {
     assert!(matches!(done, Done::Synced(Err(e)) if e.raw_os_error() == canceled));
 }
 
-pub(super) fn trees_are_removed_and_files_closed(bench: &mut Bench) {
+pub fn trees_are_removed_and_files_closed(bench: &mut Bench) {
     let (file, _) = open(bench, "t/deep/file", OpenMode::Write).unwrap();
     let mut extent = bench.rig.arena().try_take().unwrap();
     extent.fill(6);
@@ -126,7 +126,7 @@ pub(super) fn trees_are_removed_and_files_closed(bench: &mut Bench) {
     assert!(matches!(done, Done::Removed(Ok(0))), "nothing there is no error: {done:?}");
 }
 
-pub(super) fn small_writes_append_and_overwrite(bench: &mut Bench) {
+pub fn small_writes_append_and_overwrite(bench: &mut Bench) {
     let (file, _) = open(bench, "journal", OpenMode::Write).unwrap();
     let mut expected = Vec::new();
     for round in 0..20u8 {

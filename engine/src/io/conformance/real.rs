@@ -10,23 +10,23 @@ use ringseed_sys::net::{self, Blocking};
 
 use super::*;
 use crate::config::IoDriver;
-use crate::io::{DriverConfig, OpenMode, ReadPath, Running, SendBuf, SendPart, start};
+use crate::io::{DriverConfig, OpenMode, ReadPath, Running, start};
 
-struct Node {
-    orders: Arc<Mutex<Orders>>,
-    heard: Receiver<Completion>,
-    running: Running,
-    addr: SocketAddr,
-    root: Arc<DirHandle>,
+pub struct Node {
+    pub orders: Arc<Mutex<Orders>>,
+    pub heard: Receiver<Completion>,
+    pub running: Running,
+    pub addr: SocketAddr,
+    pub root: Arc<DirHandle>,
 }
 
-pub(super) struct RealRig {
-    nodes: Vec<Node>,
+pub struct RealRig {
+    pub nodes: Vec<Node>,
     arena: Arena,
     folder: PathBuf,
 }
 
-/// /var/tmp, because /tmp may be a tmpfs without O_DIRECT.
+/// `/var/tmp`, because /tmp may be a tmpfs without O_DIRECT.
 fn fresh_folder() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -36,11 +36,11 @@ fn fresh_folder() -> PathBuf {
     path
 }
 
-pub(super) fn rig(driver: IoDriver) -> Box<dyn Rig> {
+pub fn rig(driver: IoDriver) -> Box<dyn Rig> {
     rig_of(driver, false)
 }
 
-fn rig_of(driver: IoDriver, zero_copy: bool) -> Box<RealRig> {
+pub fn rig_of(driver: IoDriver, zero_copy: bool) -> Box<RealRig> {
     let arena = extents(64);
     let folder = fresh_folder();
     let root = |number| folder.join(format!("n{number}"));
@@ -111,190 +111,194 @@ impl Rig for RealRig {
 }
 
 /// The path that each read took is told truly: resident pages from the page cache, others direct.
-#[test]
-fn reads_take_the_page_cache_when_it_is_warm() {
-    for driver in [IoDriver::Uring, IoDriver::Epoll] {
-        let mut bench = Bench::new(rig(driver));
-        let root = bench.rig.root(0);
-        let path = root.path().join("f");
-        std::fs::write(&path, vec![5; 2 * EXTENT_LEN_BYTES]).unwrap();
-        let plain = std::fs::File::open(&path).unwrap();
-        let has_direct = ringseed_sys::file::dio_align(plain.as_fd()).unwrap().is_some();
-        for (direct, warm) in [(true, true), (true, false), (false, false)] {
-            ringseed_sys::file::drop_cache(plain.as_fd()).unwrap();
-            if warm {
-                std::fs::read(&path).unwrap();
-            }
-            let (root, rel) = (root.clone(), PathBuf::from("f"));
-            let opened =
-                bench.run(0, |id| Op::Open { id, root, path: rel, mode: OpenMode::Read, direct });
-            let Done::Opened(Ok((file, len_bytes))) = opened else { panic!("{opened:?}") };
-            assert_eq!(len_bytes, 2 * EXTENT_LEN_BYTES as u64);
-            let buf = bench.rig.arena().try_take().unwrap();
-            let (start, len, offset_bytes) = (0, EXTENT_LEN_BYTES, EXTENT_LEN_BYTES as u64);
-            let done = bench.run(0, |id| Op::Read { id, file, offset_bytes, buf, start, len });
-            let Done::Read(Ok((n, path)), buf) = done else { panic!("{done:?}") };
-            assert!(n == len && buf.iter().all(|&byte| byte == 5));
-            let expected = match (direct && has_direct, warm) {
-                (true, true) => ReadPath::PageCache,
-                (true, false) => ReadPath::Direct,
-                (false, _) => ReadPath::Buffered,
-            };
-            assert_eq!(path, expected, "{driver:?} direct {direct} warm {warm}");
-            bench.rig.push(0, Op::CloseFile { file });
+pub fn reads_take_the_page_cache_when_it_is_warm(driver: IoDriver, _name: &str) {
+    let mut bench = Bench::new(rig(driver));
+    let root = bench.rig.root(0);
+    let path = root.path().join("f");
+    std::fs::write(&path, vec![5; 2 * EXTENT_LEN_BYTES]).unwrap();
+    let plain = std::fs::File::open(&path).unwrap();
+    let has_direct = ringseed_sys::file::dio_align(plain.as_fd()).unwrap().is_some();
+    for (direct, warm) in [(true, true), (true, false), (false, false)] {
+        ringseed_sys::file::drop_cache(plain.as_fd()).unwrap();
+        if warm {
+            std::fs::read(&path).unwrap();
         }
-        bench.stop();
+        let (root, rel) = (root.clone(), PathBuf::from("f"));
+        let opened =
+            bench.run(0, |id| Op::Open { id, root, path: rel, mode: OpenMode::Read, direct });
+        let Done::Opened(Ok((file, len_bytes))) = opened else { panic!("{opened:?}") };
+        assert_eq!(len_bytes, 2 * EXTENT_LEN_BYTES as u64);
+        let buf = bench.rig.arena().try_take().unwrap();
+        let (start, len, offset_bytes) = (0, EXTENT_LEN_BYTES, EXTENT_LEN_BYTES as u64);
+        let done = bench.run(0, |id| Op::Read { id, file, offset_bytes, buf, start, len });
+        let Done::Read(Ok((n, path)), buf) = done else { panic!("{done:?}") };
+        assert!(n == len && buf.iter().all(|&byte| byte == 5));
+        let expected = match (direct && has_direct, warm) {
+            (true, true) => ReadPath::PageCache,
+            (true, false) => ReadPath::Direct,
+            (false, _) => ReadPath::Buffered,
+        };
+        assert_eq!(path, expected, "{driver:?} direct {direct} warm {warm}");
+        bench.rig.push(0, Op::CloseFile { file });
     }
+    bench.stop();
 }
 
 /// A connection that nobody answers ends at its time, and not before the others go on.
-#[test]
-fn connecting_times_out() {
-    for driver in [IoDriver::Uring, IoDriver::Epoll] {
-        let mut bench = Bench::new(rig(driver));
-        // A listener whose backlog is full answers no more.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        rustix::net::listen(&listener, 0).unwrap();
-        let addr = listener.local_addr().unwrap();
-        let mut timed_out = 0;
-        for _ in 0..4 {
-            let timeout = Duration::from_millis(50);
-            match bench.run(1, |id| Op::Connect { id, addr, timeout }) {
-                Done::Connected(Ok(_)) => {}
-                Done::Connected(Err(error)) => {
-                    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
-                    timed_out += 1;
-                }
-                other => panic!("{other:?}"),
+pub fn connecting_times_out(driver: IoDriver, _name: &str) {
+    let mut bench = Bench::new(rig(driver));
+    // A listener whose backlog is full answers no more.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut timed_out = 0;
+    for _ in 0..4 {
+        let timeout = Duration::from_millis(50);
+        match bench.run(1, |id| Op::Connect { id, addr, timeout }) {
+            Done::Connected(Ok(_)) => {}
+            Done::Connected(Err(error)) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+                timed_out += 1;
             }
+            other => panic!("{other:?}"),
         }
-        assert!(timed_out > 0);
-        bench.stop();
+    }
+    assert!(timed_out > 0);
+    bench.stop();
+}
+
+pub fn it_says_its_name(driver: IoDriver, _name: &str) {
+    let folder = fresh_folder();
+    let node = node(driver, false, &extents(1), folder.join("n"));
+    let expected = match driver {
+        IoDriver::Auto | IoDriver::Uring => "uring",
+        IoDriver::Epoll => "epoll",
+        IoDriver::External(driver) => driver.name,
+    };
+    assert_eq!(node.running.driver, expected);
+    assert!(!node.running.detail.is_empty());
+    node.orders.lock().unwrap().stop();
+    node.running.waker.wake();
+    node.running.thread.join().unwrap().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Runs the test `name` alone in a process of its own, for what belongs to the whole process. True in
+/// that process, which goes on with the test.
+pub fn is_alone(name: &str) -> bool {
+    const CHILD: &str = "RINGSEED_TEST_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    // The harness knows its tests without the name of their crate.
+    let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = child.args(["--exact", name, "--test-threads=1"]).env(CHILD, "1").output();
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}\n{errors}");
+    false
+}
+
+fn busy(during: impl FnOnce()) -> Duration {
+    let before = ringseed_sys::process::usage();
+    during();
+    let after = ringseed_sys::process::usage();
+    (after.user + after.system) - (before.user + before.system)
+}
+
+/// Wants to be called every 20 milliseconds, and counts how often it is.
+struct Clock {
+    next: Instant,
+    ticks: u32,
+    polls: Sender<Instant>,
+}
+
+const TICK: Duration = Duration::from_millis(20);
+const TICKS: u32 = 10;
+
+impl Machine for Clock {
+    fn handle(&mut self, completion: Completion, _now: Instant) {
+        panic!("{completion:?}");
+    }
+
+    fn poll(&mut self, _ops: &mut crate::io::Ops, now: Instant) {
+        self.polls.send(now).unwrap();
+        if now >= self.next {
+            self.ticks += 1;
+            self.next += TICK;
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        Some(self.next)
+    }
+
+    fn handle_wake(&mut self, _now: Instant) {}
+
+    fn is_stopped(&self) -> bool {
+        self.ticks == TICKS
     }
 }
 
-/// Where io_uring is forbidden the engine runs on epoll; asked for io_uring it says why not. In a
-/// process of its own, because the prohibition stays.
-#[test]
-fn epoll_takes_over_where_io_uring_is_forbidden() {
-    const CHILD: &str = "RINGSEED_TEST_FORBIDDEN";
-    if std::env::var_os(CHILD).is_none() {
-        let name = "io::conformance::real::epoll_takes_over_where_io_uring_is_forbidden";
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", name, "--test-threads=1"]).env(CHILD, "1");
-        let output = child.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+/// A driver sleeps while nothing happens, wakes at the time that its machine names, and when it is woken.
+pub fn an_idle_driver_sleeps(driver: IoDriver, name: &str) {
+    if !is_alone(name) {
         return;
     }
-    ringseed_sys::process::forbid_io_uring().unwrap();
-    let mut bench = Bench::new(rig(IoDriver::Auto));
-    sockets::bytes_are_gathered_scattered_and_polled_for(&mut bench);
-    files::odd_stretches_read_back(&mut bench);
+    let mut bench = Bench::new(rig(driver));
+    // With a connection at rest: a poll in flight costs nothing either.
+    let (a, b) = bench.connect();
+    let poll = bench.start(0, |id| Op::PollIn { id, sock: a });
+    let busy_idle = busy(|| std::thread::sleep(Duration::from_millis(400)));
+    assert!(busy_idle < Duration::from_millis(40), "{driver:?} spins: {busy_idle:?}");
+    bench.rig.push(1, Op::Close { sock: b });
+    assert!(matches!(bench.wait(0, poll), Done::Readable(_)));
+    bench.rig.push(0, Op::Close { sock: a });
+    // It has been woken before, and must not see that wake for ever.
+    let busy_later = busy(|| std::thread::sleep(Duration::from_millis(400)));
+    assert!(busy_later < Duration::from_millis(40), "{driver:?} spins: {busy_later:?}");
     bench.stop();
-    let config = DriverConfig {
-        driver: IoDriver::Uring,
-        listeners: Vec::new(),
-        arena: None,
-        zero_copy_send: false,
-        thread_name: "refused".into(),
-    };
-    let (orders, told, _heard) = relay_parts();
-    let error = start(config, move |_| Relay::new(orders, told)).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
-    assert!(error.to_string().contains("seccomp"), "{error}");
-}
-
-#[test]
-fn each_driver_says_its_name() {
-    for (driver, name) in [(IoDriver::Uring, "uring"), (IoDriver::Epoll, "epoll")] {
-        let folder = fresh_folder();
-        let node = node(driver, false, &extents(1), folder.join("n"));
-        assert_eq!(node.running.driver, name);
-        assert!(!node.running.detail.is_empty());
-        node.orders.lock().unwrap().stop();
-        node.running.waker.wake();
-        node.running.thread.join().unwrap().unwrap();
-        std::fs::remove_dir_all(folder).unwrap();
-    }
+    let (polls, polled) = channel();
+    let (listeners, thread_name) = (Vec::new(), "clock".to_owned());
+    let config =
+        DriverConfig { driver, listeners, arena: None, zero_copy_send: false, thread_name };
+    let begun = Instant::now();
+    let clock = move |_: &ringseed_sys::wake::Waker| Clock { next: begun + TICK, ticks: 0, polls };
+    start(config, clock).unwrap().thread.join().unwrap().unwrap();
+    assert!(begun.elapsed() >= TICKS * TICK);
+    // A turn that ends a little early asks again: some more than the ticks, and not thousands.
+    let polls = polled.try_iter().count();
+    assert!(polls <= 10 * TICKS as usize, "{driver:?} polls {polls} times for {TICKS} ticks");
 }
 
 /// A process out of descriptors pauses accepting instead of spinning, and goes on when some are free.
 /// In a process of its own, because the limit is one for all.
-#[test]
-fn accepting_pauses_when_descriptors_run_out() {
-    const CHILD: &str = "RINGSEED_TEST_DESCRIPTORS";
-    const NAME: &str = "io::conformance::real::accepting_pauses_when_descriptors_run_out";
+pub fn accepting_pauses_when_descriptors_run_out(driver: IoDriver, name: &str) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    if std::env::var_os(CHILD).is_none() {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = child.args(["--exact", NAME, "--test-threads=1"]).env(CHILD, "1").output();
-        let text = String::from_utf8_lossy(&output.as_ref().unwrap().stdout).into_owned();
-        assert!(output.unwrap().status.success() && text.contains("1 passed"), "{text}");
+    if !is_alone(name) {
         return;
     }
-    for driver in [IoDriver::Uring, IoDriver::Epoll] {
-        let mut bench = Bench::new(rig(driver));
-        let addr = bench.rig.addr(0);
-        let clients: Vec<_> = (0..12).map(|_| net::socket(addr, Blocking::Yes).unwrap()).collect();
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-        let limit = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(open + 4), ..limit }).unwrap();
-        for client in &clients {
-            assert!(net::connect(client.as_fd(), addr).unwrap());
-        }
-        let accepted = |done| assert!(matches!(done, Done::Accepted { .. }));
-        for _ in 0..2 {
-            accepted(bench.wait(0, OpId(0)));
-        }
-        let before = ringseed_sys::process::usage();
-        std::thread::sleep(Duration::from_millis(400));
-        let after = ringseed_sys::process::usage();
-        let busy = (after.user + after.system) - (before.user + before.system);
-        assert!(busy < Duration::from_millis(100), "{driver:?} spins: {busy:?}");
-        setrlimit(Resource::Nofile, limit).unwrap();
-        for _ in 2..clients.len() {
-            accepted(bench.wait(0, OpId(0)));
-        }
-        drop(clients);
-        bench.stop();
+    let mut bench = Bench::new(rig(driver));
+    let addr = bench.rig.addr(0);
+    let clients: Vec<_> = (0..12).map(|_| net::socket(addr, Blocking::Yes).unwrap()).collect();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(open + 4), ..limit }).unwrap();
+    for client in &clients {
+        assert!(net::connect(client.as_fd(), addr).unwrap());
     }
-}
-
-/// Long sends go without copying until the kernel says that on loopback it copies; what arrives is the
-/// same on both sides of that moment, and no buffer stays behind.
-#[test]
-fn what_is_sent_without_copying_arrives_whole() {
-    let mut rig = rig_of(IoDriver::Uring, true);
-    assert!(rig.nodes[0].running.detail.contains("zero-copy"), "{}", rig.nodes[0].running.detail);
-    let addr = rig.addr(1);
-    rig.push(0, Op::Connect { id: OpId(1), addr, timeout: Duration::from_secs(5) });
-    let Done::Connected(Ok(out)) = rig.next(0).done else { panic!("not connected") };
-    let Done::Accepted { sock: sink, .. } = rig.next(1).done else { panic!("not accepted") };
-    for round in 0..40_u8 {
-        let mut extent = rig.arena().try_take().unwrap();
-        extent.fill(round);
-        let part = SendPart::Extent { extent: extent.freeze(), start: 0, len: EXTENT_LEN_BYTES };
-        let buf = SendBuf { small: Vec::new(), parts: vec![part] };
-        rig.push(0, Op::Send { id: OpId(2), sock: out, buf });
-        let mut left = EXTENT_LEN_BYTES;
-        let mut back = Some(RecvBuf {
-            small: Vec::new(),
-            extents: vec![rig.arena().try_take().unwrap()],
-            slots: vec![RecvSlot::Extent { extent: 0, start: 0, len: EXTENT_LEN_BYTES }],
-        });
-        while left > 0 {
-            let buf = back.take().expect("given back below");
-            rig.push(1, Op::Recv { id: OpId(3), sock: sink, buf });
-            let Done::Received(Ok(n), buf) = rig.next(1).done else { panic!("nothing received") };
-            assert!(buf.extents[0][..n].iter().all(|&byte| byte == round), "round {round}");
-            left -= n;
-            back = Some(buf);
-        }
-        let Done::Sent(Ok(()), buf) = rig.next(0).done else { panic!("not sent") };
-        assert_eq!(buf.len_bytes(), EXTENT_LEN_BYTES);
+    let accepted = |done| assert!(matches!(done, Done::Accepted { .. }));
+    for _ in 0..2 {
+        accepted(bench.wait(0, OpId(0)));
     }
-    rig.push(0, Op::Close { sock: out });
-    rig.push(1, Op::Close { sock: sink });
-    (rig as Box<dyn Rig>).stop();
+    let busy = busy(|| std::thread::sleep(Duration::from_millis(400)));
+    assert!(busy < Duration::from_millis(100), "{driver:?} spins: {busy:?}");
+    setrlimit(Resource::Nofile, limit).unwrap();
+    for _ in 2..clients.len() {
+        accepted(bench.wait(0, OpId(0)));
+    }
+    drop(clients);
+    bench.stop();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::io::{SendBuf, SendPart};
 
-pub(super) fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
+pub fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
     let (a, b) = bench.connect();
     let poll = bench.start(0, |id| Op::PollIn { id, sock: a });
     let mut extent = bench.rig.arena().try_take().unwrap();
@@ -61,7 +61,7 @@ pub(super) fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
 
 /// A socket that is given up and taken again, as between two shards, loses nothing: neither what had come
 /// and was not received, nor what comes later.
-pub(super) fn a_socket_moves_with_what_it_holds(bench: &mut Bench) {
+pub fn a_socket_moves_with_what_it_holds(bench: &mut Bench) {
     let (a, b) = bench.connect();
     let say = |bench: &mut Bench, text: &[u8]| {
         let parts = vec![SendPart::Small { start: 0, len: text.len() }];
@@ -101,7 +101,7 @@ pub(super) fn a_socket_moves_with_what_it_holds(bench: &mut Bench) {
     assert!(matches!(gone, Done::Detached(Err(_))), "{gone:?}");
 }
 
-pub(super) fn closing_ends_what_is_in_flight(bench: &mut Bench) {
+pub fn closing_ends_what_is_in_flight(bench: &mut Bench) {
     let canceled = rustix::io::Errno::CANCELED.raw_os_error();
     // An idle receive.
     let (a, b) = bench.connect();
@@ -146,7 +146,7 @@ pub(super) fn closing_ends_what_is_in_flight(bench: &mut Bench) {
     }
 }
 
-pub(super) fn a_peer_that_closes_is_seen(bench: &mut Bench) {
+pub fn a_peer_that_closes_is_seen(bench: &mut Bench) {
     let (a, b) = bench.connect();
     let poll = bench.start(0, |id| Op::PollIn { id, sock: a });
     let parts = vec![SendPart::Small { start: 0, len: 3 }];
@@ -182,7 +182,7 @@ pub(super) fn a_peer_that_closes_is_seen(bench: &mut Bench) {
     bench.rig.push(0, Op::Close { sock: a });
 }
 
-pub(super) fn refused_and_closed_tell_their_errors(bench: &mut Bench) {
+pub fn refused_and_closed_tell_their_errors(bench: &mut Bench) {
     let addr = bench.rig.dead_addr();
     let timeout = Duration::from_secs(5);
     let done = bench.run(1, |id| Op::Connect { id, addr, timeout });
@@ -207,7 +207,7 @@ pub(super) fn refused_and_closed_tell_their_errors(bench: &mut Bench) {
 }
 
 /// Streams both ways at once; every received byte is compared with its place in the stream.
-pub(super) fn bulk_arrives_whole_both_ways(bench: &mut Bench) {
+pub fn bulk_arrives_whole_both_ways(bench: &mut Bench) {
     let (a, b) = bench.connect();
     let total = bench.rig.bulk_bytes();
     let mut ends = [Stream::new(0, a, 7), Stream::new(1, b, 8)];
@@ -320,7 +320,7 @@ impl Stream {
     }
 }
 
-pub(super) fn many_connections_are_accepted(bench: &mut Bench) {
+pub fn many_connections_are_accepted(bench: &mut Bench) {
     const COUNT: usize = 40;
     let (addr, timeout) = (bench.rig.addr(0), Duration::from_secs(5));
     let ids: Vec<OpId> =
