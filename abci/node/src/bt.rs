@@ -15,13 +15,13 @@ use ringseed_engine::{
 };
 use serde_json::{Value, json};
 
-use crate::datatrust::{engine_error, io_driver};
+use crate::datatrust::engine_error;
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 use crate::offline::{describe, say_notes};
 use crate::progress::{Reporter, Task};
 use crate::sources::{self, Tracking, Wanted};
-use crate::{cli, keys, preflight, units, up};
+use crate::{cli, drivers, keys, preflight, units, up};
 
 /// Folder of our own inside `--data`, where `get` and `seed` keep what lets them resume.
 pub const STATE_DIR: &str = ".ringseed";
@@ -55,7 +55,7 @@ pub(crate) fn start(
     config.upload_rate_max = moving.uplink;
     config.download_rate_max = moving.downlink;
     config.zero_copy_send = moving.zero_copy_send;
-    config.io_driver = io_driver(&moving.io_driver);
+    config.io_driver = drivers::find(&moving.io_driver, Code::BadValue)?;
     config.shards = moving.shards;
     // Each of them needs an arena; what is asked for is given.
     let arena_len_bytes = moving.shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_MIN;

@@ -348,8 +348,8 @@ pub struct Moving {
     /// Cap what is received.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub downlink: Option<u64>,
-    /// What does the I/O: io_uring, epoll, or whichever the machine allows.
-    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "epoll"])]
+    /// What does the I/O: io_uring, epoll, whichever the machine allows, or a driver that this program was built with.
+    #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = crate::drivers::value_parser())]
     pub io_driver: String,
     /// Shards: threads that share the torrents among them. By default one for two CPUs, at most two.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]

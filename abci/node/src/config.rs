@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Code, Error, Result};
-use crate::units;
+use crate::{drivers, units};
 
 /// What a datatrust is told at start.
 #[derive(Clone, Debug, Deserialize)]
@@ -139,14 +139,12 @@ impl Config {
         units::parse_bytes(&self.engine.arena).map_err(|e| refuse("engine.arena", e))?;
         self.uplink().map_err(|e| refuse("engine.uplink", e))?;
         self.downlink().map_err(|e| refuse("engine.downlink", e))?;
-        for (key, value, allowed) in [
-            ("engine.driver", &self.engine.driver, &["auto", "uring", "epoll"][..]),
-            ("storage.direct_io", &self.storage.direct_io, &["auto", "off"][..]),
-        ] {
-            if !allowed.contains(&value.as_str()) {
-                let what = format!("{key}: {value:?} is none of {}", allowed.join(", "));
-                return Err(Error::new(Code::ConfigValue, what));
-            }
+        drivers::find(&self.engine.driver, Code::ConfigValue)
+            .map_err(|error| Error { what: format!("engine.driver: {}", error.what), ..error })?;
+        let direct_io = &self.storage.direct_io;
+        if !["auto", "off"].contains(&direct_io.as_str()) {
+            let what = format!("storage.direct_io: {direct_io:?} is none of auto, off");
+            return Err(Error::new(Code::ConfigValue, what));
         }
         if !ringseed_ledger::is_member_name(&self.market.name) {
             let what = format!("market.name: {:?} is no name of a member", self.market.name);
@@ -271,7 +269,8 @@ insecure_plain = {insecure_plain}
 # direct_io = "auto"
 
 [engine]
-# "auto" takes io_uring where the kernel allows it, else epoll; "uring" or "epoll" insist.
+# "auto" takes io_uring where the kernel allows it, else epoll; "uring" or "epoll" insist. "glommio" and
+# "tokio-uring" are for programs that were built with the feature of that name.
 # driver = "auto"
 # Threads that share the listings, each with 16 MiB of the arena at least. 0: one for two CPUs, each with
 # 32 MiB at least.

@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod datatrust;
 pub mod doctor;
+pub mod drivers;
 pub mod error;
 pub mod hashing;
 pub mod interrupt;

@@ -12,6 +12,7 @@ pub mod files;
 mod own;
 pub mod real;
 pub mod sockets;
+pub mod transfer;
 
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -208,6 +209,11 @@ macro_rules! driver_suite {
             $crate::driver_suite!(@real $driver, it_says_its_name);
             $crate::driver_suite!(@real $driver, an_idle_driver_sleeps);
             $crate::driver_suite!(@real $driver, accepting_pauses_when_descriptors_run_out);
+
+            #[test]
+            fn torrents_go_from_engine_to_engine() {
+                $crate::io::conformance::transfer::torrents_go_from_engine_to_engine($driver);
+            }
         }
     };
     ($name:ident, $make:expr) => {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use ringseed_abci::{Cluster, ClusterConfig, Driver, StartError};
 use ringseed_engine::{
-    AddListing, DirectIo, Engine, EngineError, Event, Identity, IoDriver, ListingId, Place,
+    AddListing, DirectIo, Engine, EngineError, Event, Identity, ListingId, Place,
 };
 use ringseed_ledger::{Genesis, PublicKey, SigningKey};
 use ringseed_sys::dir::DirHandle;
@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::interrupt::Interrupt;
 use crate::layout::{Layout, Lock, write_private};
-use crate::{keys, preflight, units, up};
+use crate::{drivers, keys, preflight, units, up};
 
 use book::{Action, Book, Entry, Hash, Room, Stand, Want, reconcile};
 use chain::Chain;
@@ -240,7 +240,7 @@ fn start_engine(
     key: &SigningKey,
 ) -> Result<(Engine, Receiver<Event>)> {
     let mut made = ringseed_engine::Config::new(layout.engine(), peer_id(&key.public()));
-    made.io_driver = io_driver(&config.engine.driver);
+    made.io_driver = drivers::find(&config.engine.driver, Code::ConfigValue)?;
     made.direct_io = if config.storage.direct_io == "off" { DirectIo::Off } else { DirectIo::Auto };
     made.arena_len_bytes = units::parse_bytes(&config.engine.arena)? as usize;
     made.shards = Some(config.engine.shards).filter(|&shards| shards > 0);
@@ -251,15 +251,6 @@ fn start_engine(
     made.peers_max = config.engine.peers_max;
     made.peers_per_ip_max = config.engine.peers_per_ip_max;
     Engine::start(made).map_err(engine_error)
-}
-
-/// The driver that a flag or the configuration names; both have checked the word.
-pub(crate) fn io_driver(name: &str) -> IoDriver {
-    match name {
-        "uring" => IoDriver::Uring,
-        "epoll" => IoDriver::Epoll,
-        _ => IoDriver::Auto,
-    }
 }
 
 /// Our error for an engine that did not do what it was asked.

@@ -86,6 +86,7 @@ pub fn all(facts: &MachineFacts, folders: &[PathBuf], addrs: &[SocketAddr]) -> V
         found.push(operations());
         found.push(registered(facts, probe::registrable_bytes(REGISTERED_BYTES)));
     }
+    found.push(drivers());
     found.push(open_files(facts.open_files));
     for path in folders {
         found.extend(folder(path));
@@ -122,6 +123,12 @@ fn uring(support: &UringSupport) -> Finding {
         UringSupport::TooOld => warn("RS-D02", without, Cure::Kernel),
         UringSupport::Other(_) => warn("RS-D02", without, Cure::Seccomp),
     }
+}
+
+/// What `--io-driver` and `engine.driver` may name.
+fn drivers() -> Finding {
+    let names = crate::drivers::built_in().collect::<Vec<_>>().join(", ");
+    pass("RS-D05", format!("drivers of this program: {names} (engine.driver, --io-driver)"))
 }
 
 fn operations() -> Finding {

@@ -27,7 +27,7 @@ pub struct RealRig {
 }
 
 /// `/var/tmp`, because /tmp may be a tmpfs without O_DIRECT.
-fn fresh_folder() -> PathBuf {
+pub fn fresh_folder() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("ringseed-io-{}-{number}", std::process::id());
@@ -167,15 +167,18 @@ pub fn connecting_times_out(driver: IoDriver, _name: &str) {
     bench.stop();
 }
 
-pub fn it_says_its_name(driver: IoDriver, _name: &str) {
-    let folder = fresh_folder();
-    let node = node(driver, false, &extents(1), folder.join("n"));
-    let expected = match driver {
+pub fn name_of(driver: IoDriver) -> &'static str {
+    match driver {
         IoDriver::Auto | IoDriver::Uring => "uring",
         IoDriver::Epoll => "epoll",
         IoDriver::External(driver) => driver.name,
-    };
-    assert_eq!(node.running.driver, expected);
+    }
+}
+
+pub fn it_says_its_name(driver: IoDriver, _name: &str) {
+    let folder = fresh_folder();
+    let node = node(driver, false, &extents(1), folder.join("n"));
+    assert_eq!(node.running.driver, name_of(driver));
     assert!(!node.running.detail.is_empty());
     node.orders.lock().unwrap().stop();
     node.running.waker.wake();
