@@ -61,7 +61,10 @@ pub(crate) fn find(name: &str, code: Code) -> Result<IoDriver> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::Cli;
 
     #[test]
     fn every_driver_is_here_or_says_how_to_get_it() {
@@ -77,6 +80,16 @@ mod tests {
         }
         assert_eq!(built_in().any(|name| name == "glommio"), cfg!(feature = "glommio"));
         assert_eq!(built_in().any(|name| name == "tokio-uring"), cfg!(feature = "tokio-uring"));
+        let words = ["ringseed", "get", "t.torrent", "--data", "d", "--io-driver"];
+        for (name, driver) in DRIVERS {
+            // Taken whether it is here or not, so that the error can say what to do.
+            assert!(Cli::try_parse_from(words.into_iter().chain([name])).is_ok(), "{name}");
+            let help = Cli::try_parse_from(["ringseed", "get", "--help"]).unwrap_err().to_string();
+            let list = help.split("--io-driver").nth(1).and_then(|rest| rest.split('[').nth(2));
+            let mut listed = list.unwrap().split([' ', ',', ':', ']', '\n']);
+            assert_eq!(listed.any(|word| word == name), driver.is_some(), "{list:?}");
+        }
+        assert!(Cli::try_parse_from(words.into_iter().chain(["iocp"])).is_err());
         let error = find("iocp", Code::ConfigValue).unwrap_err();
         assert_eq!(error.code, Code::ConfigValue);
         assert!(error.what.contains("tokio-uring"), "{}", error.what);

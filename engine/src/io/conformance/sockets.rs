@@ -139,6 +139,11 @@ pub fn closing_ends_what_is_in_flight(bench: &mut Bench) {
     }
     let done = bench.wait(0, recv);
     assert!(matches!(done, Done::Received(Err(e), _) if e.raw_os_error() == Some(canceled)));
+    // The other ends are told, although something was in flight.
+    for sock in [b, d] {
+        let told = bench.run(1, |id| Op::Recv { id, sock, buf: Bench::small(1) });
+        assert!(matches!(told, Done::Received(Ok(0) | Err(_), _)), "{told:?}");
+    }
     // Closed twice is closed.
     bench.rig.push(0, Op::Close { sock: e });
     for sock in [b, d, f] {
