@@ -108,6 +108,10 @@ pub fn closing_ends_what_is_in_flight(bench: &mut Bench) {
     let mut buf = Bench::small(10);
     buf.extents.push(bench.rig.arena().try_take().unwrap());
     let recv = bench.start(0, |id| Op::Recv { id, sock: a, buf });
+    // Something else comes and goes meanwhile, so that the receive has truly begun.
+    let (root, path) = (bench.rig.root(0), "no-such-tree".into());
+    let done = bench.run(0, |id| Op::RemoveTree { id, root, path });
+    assert!(matches!(done, Done::Removed(Ok(0))), "{done:?}");
     bench.rig.push(0, Op::Close { sock: a });
     match bench.wait(0, recv) {
         Done::Received(Err(error), buf) => {
