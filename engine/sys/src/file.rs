@@ -76,6 +76,21 @@ pub(crate) struct Plan {
     count: usize,
 }
 
+/// One stretch of a write, for a driver that carries it out by itself.
+#[derive(Debug)]
+pub struct WritePart {
+    /// A descriptor of the stretch's own, past the page cache or through it.
+    pub fd: OwnedFd,
+    /// It goes past the page cache.
+    pub is_direct: bool,
+    /// Where it begins in the extent.
+    pub start: usize,
+    /// Its length in bytes.
+    pub len: usize,
+    /// Where it goes in the file.
+    pub offset_bytes: u64,
+}
+
 /// How a file was found by [`DataFile::open`].
 #[derive(Debug)]
 pub struct OpenedFile {
@@ -283,6 +298,27 @@ impl DataFile {
             return Ok((Plan::whole(whole), ReadPath::PageCache));
         }
         Ok((plan, ReadPath::Direct))
+    }
+
+    /// Cuts a write as [`DataFile::write`] does; the stretches are to be written in order, each whole. Where
+    /// one that is direct fails with `EINVAL`, [`DataFile::write`] has to take all of it over.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a range outside the extent; that no descriptor is left.
+    pub fn parts_to_write(
+        &self,
+        offset_bytes: u64,
+        buf: &Extent,
+        start: usize,
+        len: usize,
+    ) -> io::Result<Vec<WritePart>> {
+        let plan = self.plan_write(offset_bytes, buf.address().as_ptr() as usize, start, len)?;
+        let part_of = |part: &Part| {
+            let Part { direct: is_direct, start, len, offset_bytes } = *part;
+            let fd = self.fd(is_direct).try_clone_to_owned()?;
+            Ok(WritePart { fd, is_direct, start, len, offset_bytes })
+        };
+        plan.parts().iter().map(part_of).collect()
     }
 
     /// Cuts a write of an extent that lies at `address`.

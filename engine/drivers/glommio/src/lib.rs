@@ -76,8 +76,8 @@ impl Runtime for Glommio {
     }
 
     fn sleep_until(&self, at: Instant) -> impl Future<Output = ()> + 'static {
+        let left = at.saturating_duration_since(Instant::now());
         async move {
-            let left = at.saturating_duration_since(Instant::now());
             if !left.is_zero() {
                 glommio::timer::Timer::new(left).await;
             }

@@ -7,13 +7,15 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use ringseed_engine::io::{Completion, OpId};
+use ringseed_engine::io::{Completion, Op, OpId};
 
 /// What a task tells the loop.
 pub(crate) enum Event<S> {
     Done(Completion),
     Connected(OpId, std::io::Result<S>),
     Accepted(S, SocketAddr),
+    /// The disk threads have to do it after all.
+    Redo(Op),
 }
 
 /// Filled by tasks, emptied by the loop, all on one thread. Bounded by the operations in flight and the

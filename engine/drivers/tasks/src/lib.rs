@@ -1,7 +1,7 @@
 //! What drivers on a runtime of tasks have in common.
 //!
 //! [`run`] runs one [`Machine`] as one task of a [`Runtime`]: each operation on a socket becomes a task of its
-//! own, operations on files go to the disk threads, and what has come of them lands in an inbox. The
+//! own, operations on files go to the disk threads (writes to the runtime, where it has them), and what has come of them lands in an inbox. The
 //! loop sleeps until the inbox fills, the machine's deadline passes, or its eventfd is written to; it asks
 //! for nothing by the clock.
 //!
@@ -28,6 +28,8 @@ use ringseed_engine::io::{
     ACCEPT_PAUSE, Completion, Done, Machine, MovedSock, Op, OpId, Ops, RECV_SLOTS_MAX, RecvBuf,
     SEND_PARTS_MAX, SendBuf, warn_accept,
 };
+use ringseed_sys::arena::Extent;
+use ringseed_sys::file::WritePart;
 use ringseed_sys::wake::Waker;
 
 use inbox::{Event, Inbox};
@@ -89,6 +91,17 @@ pub trait Runtime: Clone + 'static {
     /// # Errors
     /// What `sendmsg(2)` says.
     async fn send(&self, socket: &Self::Socket, buf: &SendBuf) -> io::Result<()>;
+
+    /// Whether [`Runtime::write`] is there; else the disk threads write.
+    const WRITES: bool = false;
+
+    /// Writes all of a stretch of `buf`.
+    ///
+    /// # Errors
+    /// What `pwrite(2)` says.
+    async fn write(&self, _part: WritePart, _buf: &Extent) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Called when a socket is closed while operations wait on it: those futures are dropped next.
     fn hang_up(&self, socket: &Self::Socket);
@@ -206,7 +219,7 @@ impl<R: Runtime> Driver<R> {
         let now = Instant::now();
         while let Some(event) = self.inbox.pop() {
             let completion = self.completion_of(event);
-            self.done.push_back(completion);
+            self.done.extend(completion);
         }
         // A wait that ended empties the eventfd, whatever the flag says: it would end at once again.
         if (was_woken || self.waker.is_pending()) && self.waker.take() {
@@ -220,16 +233,17 @@ impl<R: Runtime> Driver<R> {
         }
     }
 
-    fn completion_of(&mut self, event: Event<R::Socket>) -> Completion {
+    fn completion_of(&mut self, event: Event<R::Socket>) -> Option<Completion> {
         match event {
-            Event::Done(completion) => completion,
+            Event::Redo(op) => self.files.begin(op),
+            Event::Done(completion) => Some(completion),
             Event::Connected(id, result) => {
                 let done = Done::Connected(result.map(|socket| self.sockets.insert(socket)));
-                Completion { id, done }
+                Some(Completion { id, done })
             }
             Event::Accepted(socket, peer) => {
                 let sock = self.sockets.insert(socket);
-                Completion { id: OpId(0), done: Done::Accepted { sock, peer } }
+                Some(Completion { id: OpId(0), done: Done::Accepted { sock, peer } })
             }
         }
     }
@@ -279,6 +293,17 @@ impl<R: Runtime> Driver<R> {
                     self.runtime.hang_up(&held.socket);
                 }
             }
+            Op::Write { id, file, offset_bytes, buf, start, len } if R::WRITES => {
+                let found = self.files.get(file);
+                match found.and_then(|it| it.parts_to_write(offset_bytes, &buf, start, len)) {
+                    Ok(parts) => {
+                        self.write(parts, Op::Write { id, file, offset_bytes, buf, start, len });
+                    }
+                    Err(error) => {
+                        self.refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
+                    }
+                }
+            }
             on_files => self.done.extend(self.files.begin(on_files)),
         }
     }
@@ -316,6 +341,25 @@ impl<R: Runtime> Driver<R> {
         self.spawn(async move {
             let result = held.closed.race(runtime.send(&held.socket, &buf)).await;
             inbox.post(Event::Done(Completion { id, done: Done::Sent(result, buf) }));
+        });
+    }
+
+    fn write(&self, parts: Vec<WritePart>, op: Op) {
+        let (runtime, inbox) = (self.runtime.clone(), self.inbox.clone());
+        self.spawn(async move {
+            let Op::Write { ref buf, .. } = op else { unreachable!("only writes have parts") };
+            for part in parts {
+                let is_direct = part.is_direct;
+                let Err(error) = runtime.write(part, buf).await else { continue };
+                if is_direct && error.kind() == io::ErrorKind::InvalidInput {
+                    // A file system that takes no direct transfers after all: the file learns it there.
+                    return inbox.post(Event::Redo(op));
+                }
+                return inbox.post(Event::Done(refuse(op, error).expect("a write is answered")));
+            }
+            if let Op::Write { id, buf, .. } = op {
+                inbox.post(Event::Done(Completion { id, done: Done::Written(Ok(()), buf) }));
+            }
         });
     }
 

@@ -9,8 +9,9 @@
 //! - **Accepting** is the ring's. **Connecting** and the **wait for an idle socket** go through tokio's epoll, which
 //!   runs in the same thread: the runtime cannot cancel what it has submitted, so that a connection
 //!   that is given up would stay for minutes, and it offers no poll.
-//! - **Files** are read, opened, allocated, synced and removed by the disk threads, as under epoll: the runtime
-//!   reads only into memory of types of its own, and a read into an extent needs no copy there.
+//! - **Writes** to files are the ring's, straight from the extents as well.
+//! - **Reads** of files, and what else is done to them, are on the disk threads, as under epoll: the runtime reads only
+//!   into memory of types that it knows, and a read into an extent needs no copy there.
 //!
 //! An operation that is dropped when its socket is closed stays in the ring with the buffer it was given; the
 //! socket is shut down, so that it ends at once.
@@ -28,6 +29,7 @@ use ringseed_driver_tasks::{Runtime, Staging};
 use ringseed_engine::io::external::{ExternalDriver, Seat, check_io_uring};
 use ringseed_engine::io::{RecvBuf, SendBuf, SendPart};
 use ringseed_sys::arena::Extent;
+use ringseed_sys::file::WritePart;
 use ringseed_sys::wake::Waker;
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -68,7 +70,7 @@ fn run(mut seat: Seat) -> io::Result<()> {
     let listeners = std::mem::take(&mut seat.listeners);
     runtime.block_on(async move {
         let here = TokioUring::new(&waker)?;
-        let detail = "tokio-uring 0.5: sockets on its ring, disk threads for files";
+        let detail = "tokio-uring 0.5: sockets and writes on its ring, disk threads for reads";
         let mut machine = seat.begin(detail.to_owned());
         ringseed_driver_tasks::run(here, waker, listeners, &mut *machine).await
     })
@@ -171,6 +173,15 @@ impl Runtime for TokioUring {
             }
         }
         Ok(())
+    }
+
+    const WRITES: bool = true;
+
+    async fn write(&self, part: WritePart, buf: &Extent) -> io::Result<()> {
+        let file = tokio_uring::fs::File::from_std(part.fd.into());
+        let bytes = Bytes::from_owner(Lent(buf.clone()));
+        let bytes = Bytes::slice(&bytes, part.start..part.start + part.len);
+        file.write_all_at(bytes, part.offset_bytes).await.0
     }
 
     fn hang_up(&self, socket: &Rc<TcpStream>) {
