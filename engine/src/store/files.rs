@@ -29,6 +29,9 @@ const UNFINISHED: &str = ".new";
 /// Logs at most that a start replays without making a checkpoint first: each start leaves one.
 const LOGS_MAX: usize = 8;
 
+/// Generations beyond it are no names of ours: every start and every log adds one, and must be able to.
+const GENERATION_MAX: u64 = u64::MAX - (1 << 32);
+
 /// Name of a file of the journal in the state folder.
 pub fn name_of(kind: FileKind, generation: u64) -> String {
     match kind {
@@ -48,7 +51,7 @@ fn parse_name(name: &str) -> Option<(FileKind, u64)> {
         (_, Some(digits)) => (FileKind::Checkpoint, digits),
         _ => return None,
     };
-    let generation = u64::from_str_radix(digits, 16).ok()?;
+    let generation = u64::from_str_radix(digits, 16).ok().filter(|&it| it <= GENERATION_MAX)?;
     (name == name_of(kind, generation)).then_some((kind, generation))
 }
 

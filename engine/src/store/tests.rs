@@ -355,3 +355,19 @@ fn checkpoints_are_made_in_a_real_folder() {
         assert!(names.iter().all(|name| !name.ends_with(".new")));
     }
 }
+
+/// Found by fuzzing: a stray file with the highest number that a name can hold left no number for the next
+/// log, and the start ended in an overflow.
+#[test]
+fn a_file_of_the_last_generation_is_none_of_ours() {
+    let mut folder = Folder::default();
+    let (writer, _) = folder.start();
+    let before = writer.generation();
+    for stray in [u64::MAX, u64::MAX - 1] {
+        folder.files.insert(name_of(FileKind::Log, stray), b"stray".to_vec());
+        folder.files.insert(name_of(FileKind::Checkpoint, stray), b"stray".to_vec());
+    }
+    let (writer, _) = folder.start();
+    assert_eq!(writer.generation(), before + 1);
+    assert_eq!(folder.files.len(), 6, "what is not ours stays");
+}

@@ -46,7 +46,7 @@ pub fn run(data: &[u8]) {
     }
     let mut source = Source::new(data);
     let mut folder = Folder::default();
-    let first = [1, 0, u64::from(u32::MAX), u64::MAX - 9][source.below(4)];
+    let first = [1, 0, u64::from(u32::MAX), 1 << 62][source.below(4)];
     let mut writer = JournalWriter::new(first, 0, 0);
     let mut beliefs = vec![Recovered::default()];
     // Where each record stands: its file, and its place there.

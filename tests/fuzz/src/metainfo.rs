@@ -185,7 +185,8 @@ impl Made {
             0 => None,
             1 => Some((noise32(seed), Vec::new())),
             _ => {
-                let layer: Vec<Hash> = (0..pieces).map(|piece| noise32(seed + piece)).collect();
+                let layer: Vec<Hash> =
+                    (0..pieces).map(|piece| noise32(seed.wrapping_add(piece))).collect();
                 let number = merkle::piece_layer_number(self.piece_len as u32);
                 Some((merkle::root_from_layer(&layer, number), layer))
             }

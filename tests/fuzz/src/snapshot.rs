@@ -53,10 +53,11 @@ pub fn run(data: &[u8]) {
     }
     check(&bytes, trusted);
     assert!(State::from_snapshot(whole, trusted).is_ok());
-    assert!(
-        State::from_snapshot(whole, &AppHash(source.array())).is_err(),
-        "an app hash is guessed"
-    );
+    let other = AppHash(source.array());
+    // A fuzzer that sees what is compared learns the right one after a while.
+    if other != *trusted {
+        assert!(State::from_snapshot(whole, &other).is_err(), "an app hash is as good as another");
+    }
 }
 
 fn check(bytes: &[u8], trusted: &AppHash) {
