@@ -51,7 +51,7 @@ pub fn run(data: &[u8]) {
     let mut beliefs = vec![Recovered::default()];
     // Where each record stands: its file, and its place there.
     let mut records: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
-    let mut slots: Vec<JournalSlot> = Vec::new();
+    let mut slots: Vec<(JournalSlot, usize)> = Vec::new();
     for _ in 0..source.below(14) {
         let (generation, before) = (writer.generation(), writer.log_len());
         if source.byte() == 0x77 {
@@ -161,9 +161,9 @@ fn go_on(folder: &Folder, found: Found) {
 fn write(
     source: &mut Source<'_>,
     writer: &mut JournalWriter,
-    slots: &mut Vec<JournalSlot>,
+    slots: &mut Vec<(JournalSlot, usize)>,
 ) -> bool {
-    let slot = slots.get(source.below(slots.len().max(1))).copied().unwrap_or_default();
+    let slot = slots.get(source.below(slots.len().max(1))).map_or(0, |&(slot, _)| slot);
     let runs = |source: &mut Source<'_>| -> Vec<(u32, u32)> {
         (0..1 + source.below(4))
             .map(|_| (source.below(30) as u32, source.below(10) as u32))
@@ -171,10 +171,14 @@ fn write(
     };
     match source.below(9) {
         0 | 1 => {
-            let n = source.below(4) as u8;
+            let which = source.below(4);
+            let n = which as u8;
             let key = if n == 3 { ListingKey::V1([n; 20]) } else { ListingKey::V2([n; 32]) };
             let folder = PathBuf::from(String::from_utf8_lossy(source.bytes(20)).into_owned());
-            slots.push(writer.added(key, source.u64(), 40, source.flag(), folder));
+            // Of a listing that is added again the last life counts, and nobody writes of another.
+            slots.retain(|&(_, of)| of != which);
+            let slot = writer.added(key, source.u64(), 40, source.flag(), folder);
+            slots.push((slot, which));
         }
         // A record of a listing that was never added would end the replay.
         2.. if slots.is_empty() => return false,
@@ -182,7 +186,7 @@ fn write(
         3 | 4 => writer.have(slot, runs(source)),
         5 => writer.lost(slot, runs(source)),
         6 => {
-            slots.retain(|other| *other != slot);
+            slots.retain(|&(other, _)| other != slot);
             writer.removed(slot);
         }
         7 => writer.stamped(slot, Stamp { newest_ns: 5, digest: source.byte().into() }),
