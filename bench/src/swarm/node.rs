@@ -10,6 +10,9 @@ use clap::Args;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_engine::{AddListing, Config, Engine, Event, Identity, IoDriver, Place};
 
+/// Torrents that are handed over at once: the first ones move while the next are read.
+const ADDED_TOGETHER: usize = 64;
+
 /// A side of a transfer.
 #[derive(Args)]
 pub struct Options {
@@ -75,21 +78,26 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     let (engine, events) = Engine::start(config).map_err(|error| error.to_string())?;
     let mut waiting = 0usize;
-    for path in &options.torrents {
-        let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-        let metainfo = Metainfo::from_bytes(bytes).map_err(|error| error.to_string())?;
-        let place = if is_seed { Place::InPlace } else { Place::Owned };
-        let added = engine.add(AddListing {
-            identity: Identity::Metainfo(Arc::new(metainfo)),
-            place: place(options.data.clone()),
-            verify_v1: true,
-            known_complete: options.known_complete,
-            size_max_bytes: None,
-            peers: options.peer.clone(),
-            private_to_market: false,
-        });
-        added.map_err(|error| error.to_string())?;
-        waiting += 1;
+    for paths in options.torrents.chunks(ADDED_TOGETHER) {
+        let mut adds = Vec::with_capacity(paths.len());
+        for path in paths {
+            let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+            let metainfo = Metainfo::from_bytes(bytes).map_err(|error| error.to_string())?;
+            let place = if is_seed { Place::InPlace } else { Place::Owned };
+            adds.push(AddListing {
+                identity: Identity::Metainfo(Arc::new(metainfo)),
+                place: place(options.data.clone()),
+                verify_v1: true,
+                known_complete: options.known_complete,
+                size_max_bytes: None,
+                peers: options.peer.clone(),
+                private_to_market: false,
+            });
+        }
+        for added in engine.add_all(adds) {
+            added.map_err(|error| error.to_string())?;
+            waiting += 1;
+        }
     }
     while waiting > 0 {
         match events.recv() {
