@@ -42,6 +42,8 @@ pub struct SimMarket {
     pub stripe_min_bytes: u64,
     /// [`Config::peers_per_ip_max`] of nodes that are started from now on.
     pub peers_per_ip_max: u32,
+    /// [`Config::peers_max`] of nodes that are started from now on.
+    pub peers_max: u32,
 }
 
 struct SimNode {
@@ -142,6 +144,7 @@ impl SimMarket {
             shards: 1,
             stripe_min_bytes: crate::config::STRIPE_MIN_BYTES_DEFAULT,
             peers_per_ip_max: 8,
+            peers_max: 512,
         }
     }
 
@@ -317,7 +320,7 @@ impl SimMarket {
             StateDir::new(DirHandle::create(&config.state_dir).expect("a folder in the scratch"));
         config.journal_log_bytes_max = self.journal_log_bytes_max;
         config.stripe_min_bytes = self.stripe_min_bytes;
-        config.peers_per_ip_max = self.peers_per_ip_max;
+        (config.peers_per_ip_max, config.peers_max) = (self.peers_per_ip_max, self.peers_max);
         let found = files::find(&self.world.journal_files(node, &config.state_dir));
         let found = found.expect("a virtual disk is read").expect("a journal of this version");
         assert!(found.damaged.is_empty(), "no way through the journal: {found:?}");

@@ -1,6 +1,6 @@
 //! Whom a listing dials, and when again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -33,9 +33,64 @@ const FOUND_BACKOFF_MIN: Duration = Duration::from_secs(1);
 const FOUND_BACKOFF_MAX: Duration = Duration::from_secs(60);
 const FOUND_TRIES_MAX: u32 = 5;
 
+/// Dials at most that have not led to a handshake yet. A peer of our kind lets 256 strangers stand before its
+/// door; with half of that on their way, none of ours is turned away there, and each takes a round trip.
+const GREETING_MAX: usize = 128;
+/// How soon a connection of no use is looked for again, when all places are taken and somebody is to be dialled.
+const DISPLACE_PAUSE: Duration = Duration::from_secs(1);
+
 /// One address of one peer, however it was written: IPv4 in IPv6 clothes is IPv4.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// Dials of all listings of a shard. Thousands of listings may be added in one moment, each with an address:
+/// those that have no place wait here in order, and every end of a connection or of a dial calls the next.
+#[derive(Debug, Default)]
+pub(super) struct Dials {
+    /// Connections that are being made.
+    connecting: usize,
+    /// Those that are made and over which no handshake has come.
+    greeting: usize,
+    waiting: VecDeque<ListingId>,
+    is_waiting: BTreeSet<ListingId>,
+    /// When a connection of no use is looked for next.
+    displace_at: Option<Instant>,
+}
+
+impl Dials {
+    /// A connection is to be made.
+    pub fn begun(&mut self) {
+        self.connecting += 1;
+    }
+
+    /// It is made, or could not be.
+    pub fn connected(&mut self) {
+        self.connecting -= 1;
+    }
+
+    /// The other end is to shake hands.
+    pub fn greets(&mut self) {
+        self.greeting += 1;
+    }
+
+    /// It has, or never will.
+    pub fn greeted(&mut self) {
+        self.greeting -= 1;
+    }
+
+    /// A listing has somebody to dial and no place for it.
+    fn wait(&mut self, listing: ListingId) {
+        if self.is_waiting.insert(listing) {
+            self.waiting.push_back(listing);
+        }
+    }
+
+    fn next(&mut self) -> Option<ListingId> {
+        let listing = self.waiting.pop_front()?;
+        self.is_waiting.remove(&listing);
+        Some(listing)
+    }
 }
 
 /// The addresses of a listing.
@@ -186,6 +241,7 @@ impl Shard {
             .collect();
         let Some(active) = self.active.get(&listing) else { return };
         let room = self.peers_per_listing_max(active).saturating_sub(active.conns.len());
+        let places = self.dial_places();
         let is_striped = active.stripe.is_some();
         let (index, shards) = (self.seat.index, self.seat.mesh.shard_count());
         let lane_of = |turn: u8| match is_striped {
@@ -207,6 +263,10 @@ impl Shard {
                 continue; // looked at again when that connection ends
             }
             let is_due = target.next_at <= now && due.len() < room;
+            if is_due && due.len() >= places {
+                self.dials.wait(listing);
+                continue;
+            }
             if !is_due || (target.is_found && !active.dialer.take_found_dial(now)) {
                 let soon = if target.is_found { FOUND_BACKOFF_MIN } else { BACKOFF_MIN };
                 let at = target.next_at.max(now + soon);
@@ -230,6 +290,47 @@ impl Shard {
         for (to, ids) in due {
             self.dial(listing, to, ids);
         }
+    }
+
+    /// Dials that may begin now: as many as there are places, and none of them to a door that is crowded by us.
+    fn dial_places(&self) -> usize {
+        let Dials { connecting, greeting, .. } = self.dials;
+        let taken = self.seat.mesh.conn_count() + connecting;
+        let places = (self.config.peers_max as usize).saturating_sub(taken);
+        places.min(GREETING_MAX.saturating_sub(connecting + greeting))
+    }
+
+    /// Dials for those that waited for a place.
+    pub(super) fn pump_dials(&mut self) {
+        if self.is_stopping {
+            return;
+        }
+        for _ in 0..self.dials.waiting.len() {
+            if self.dial_places() == 0 && !self.make_dial_place() {
+                return;
+            }
+            let Some(listing) = self.dials.next() else { return };
+            self.dial_turn(listing);
+        }
+    }
+
+    /// A connection over which nothing moves gives way to a dial, as it does to a newcomer. Other shards may
+    /// hold the places: therefore, and as connections become useless by time alone, it is tried again.
+    fn make_dial_place(&mut self) -> bool {
+        if self.dials.connecting + self.dials.greeting >= GREETING_MAX {
+            return false; // each of them ends soon
+        }
+        if self.dials.displace_at.is_some_and(|at| at > self.now) {
+            return false;
+        }
+        if self.displace_one(None) {
+            return self.dial_places() > 0;
+        }
+        self.displace_elsewhere();
+        let at = self.now + DISPLACE_PAUSE;
+        self.dials.displace_at = Some(at);
+        self.timers.set(at, Timer::Commit);
+        false
     }
 
     /// The dial timer of a listing fired.

@@ -74,6 +74,7 @@ use choking::Choking;
 use cold::Loads;
 use command::{CommandQueue, Counters};
 use commit::Commit;
+use dial::Dials;
 use disk::{Disk, FileKey, TaskFlight};
 use hashing::Hashing;
 use journal::JournalFile;
@@ -189,6 +190,7 @@ pub struct Shard {
     conns: BTreeMap<ConnId, Conn>,
     door: Door,
     next_conn: u64,
+    dials: Dials,
     /// Connections that something happened to in this turn.
     touched: BTreeSet<ConnId>,
     strikes: BTreeMap<Who, u32>,
@@ -206,6 +208,10 @@ pub struct Shard {
     planning: BTreeSet<ListingId>,
     /// Listings whose requests wait for the arena.
     starving: BTreeSet<ListingId>,
+    /// The one of them that had its turn last.
+    starved_last: ListingId,
+    /// When buffers that nobody fills were looked for last.
+    room_looked_at: Instant,
     /// A source has gone, choked or refused since buffers were last looked for among the idle.
     has_lost_source: bool,
     checks_waiting: BTreeSet<ListingId>,
@@ -267,6 +273,7 @@ impl Shard {
             conns: BTreeMap::new(),
             door: Door::new(),
             next_conn: 0,
+            dials: Dials::default(),
             touched: BTreeSet::new(),
             strikes: BTreeMap::new(),
             proofs: BTreeMap::new(),
@@ -278,6 +285,8 @@ impl Shard {
             hashing: Hashing::default(),
             planning: BTreeSet::new(),
             starving: BTreeSet::new(),
+            starved_last: ListingId(0),
+            room_looked_at: now,
             has_lost_source: false,
             checks_waiting: BTreeSet::new(),
             leaf_reads: LeafReads::default(),
@@ -432,6 +441,7 @@ impl Machine for Shard {
         self.wake_checks();
         self.plan_turn();
         self.serve_turn();
+        self.pump_dials();
         self.pump_conns();
         self.pump_disk();
         self.pump_commit();

@@ -338,6 +338,9 @@ impl Shard {
         };
         self.conns.insert(id, conn);
         self.seat.mesh.conn_opened();
+        if is_dialled {
+            self.dials.greets();
+        }
         if let Some(active) = listing.and_then(|listing| self.active.get_mut(&listing)) {
             active.conns.insert(id);
         }
@@ -362,6 +365,9 @@ impl Shard {
             self.uploads.ended(pinned);
         }
         self.seat.mesh.conn_closed();
+        if conn.is_dialled && conn.peer_id.is_none() {
+            self.dials.greeted();
+        }
         if self.choking.forget(id) {
             self.choke_soon();
         }
@@ -417,6 +423,9 @@ impl Shard {
         }
         let Some(conn) = self.conns.get_mut(&id) else { return };
         self.door.settled(id, conn.addr.ip());
+        if conn.is_dialled && conn.peer_id.is_none() {
+            self.dials.greeted();
+        }
         conn.peer_id = Some(peer_id);
         if !conn.is_dialled {
             conn.lane = lane_of(&handshake);
@@ -624,6 +633,7 @@ impl Shard {
         wire_ids: &[WireId],
         result: io::Result<SockId>,
     ) {
+        self.dials.connected();
         match result {
             Ok(sock) if !self.active.contains_key(&listing) || self.is_stopping => {
                 self.out.push_back(Op::Close { sock });
@@ -654,6 +664,7 @@ impl Shard {
         wire_ids: Vec<WireId>,
     ) {
         let id = self.flights.insert(Flight::Connect { listing, addr, turn, wire_ids });
+        self.dials.begun();
         self.out.push_back(Op::Connect { id, addr, timeout: super::dial::CONNECT_MAX });
     }
 }

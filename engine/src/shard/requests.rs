@@ -5,6 +5,7 @@
 //! have nothing to send, TCP is idle.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use ringseed_core::bitfield::Bitfield;
@@ -27,6 +28,9 @@ const PLAN_BLOCKS: u32 = 512;
 /// comes first would otherwise take the shares of receivers that connect milliseconds later. With the
 /// wait, capped origins sent 1.02 copies on average to three receivers, 1.53 of the worst listing.
 const GATHER_MAX: Duration = Duration::from_millis(300);
+/// How often buffers of others are looked for while the disk is busy: a walk over all listings, some 50 us
+/// with thousands.
+const MAKE_ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How long a verified piece may wait for the rest of its extent before it is split off.
 const SPLIT_AFTER: Duration = Duration::from_millis(50);
 
@@ -331,11 +335,16 @@ impl Shard {
     /// Plans requests for every listing that something happened to.
     pub(super) fn plan_turn(&mut self) {
         let listings = std::mem::take(&mut self.planning);
+        let starved = self.starving.len();
         for listing in listings {
             self.plan_listing(listing);
         }
-        // Whoever still has nothing asked for after this has nobody to ask.
-        if std::mem::take(&mut self.has_lost_source) && !self.starving.is_empty() {
+        // Whoever still has nothing asked for after this has nobody to ask. Looked for once in a turn: with
+        // thousands of listings each look is a walk over all.
+        let has_lost_source = std::mem::take(&mut self.has_lost_source);
+        if self.starving.len() > starved {
+            self.make_room();
+        } else if has_lost_source && starved > 0 {
             self.give_up_idle();
         }
     }
@@ -479,12 +488,12 @@ impl Shard {
     fn wait_for_arena(&mut self, listing: ListingId) {
         self.counters.arena_waits.add(1);
         self.starving.insert(listing);
-        self.make_room();
     }
 
     /// Buffers come back by themselves while verified extents are written. Only when nothing is on its
     /// way are unverified ones spilled: they cost a write and a read each.
     fn make_room(&mut self) {
+        self.room_looked_at = self.now;
         if self.disk.is_at_rest() && !self.hashing.has_pieces() {
             self.spill_some();
         }
@@ -544,10 +553,23 @@ impl Shard {
         if self.starving.is_empty() {
             return;
         }
-        if self.fill_budget() == 0 {
-            return self.make_room();
+        let budget = self.fill_budget() as usize;
+        if budget == 0 {
+            // While something is on its way to the disk, its buffers come back by themselves.
+            if self.disk.is_idle() || self.room_looked_at + MAKE_ROOM_PAUSE <= self.now {
+                self.make_room();
+            }
+            return;
         }
-        for listing in std::mem::take(&mut self.starving) {
+        // One for each buffer that came back, in turn: those for whom there is none stay where they are.
+        let mut woken: Vec<ListingId> = Vec::new();
+        let behind = (Bound::Excluded(self.starved_last), Bound::Unbounded);
+        woken.extend(self.starving.range(behind).take(budget));
+        let left = budget - woken.len();
+        woken.extend(self.starving.range(..=self.starved_last).take(left));
+        for listing in woken {
+            self.starving.remove(&listing);
+            self.starved_last = listing;
             if let Some(active) = self.active.get_mut(&listing)
                 && let Some(swarm) = &mut active.requests.swarm
             {

@@ -73,7 +73,7 @@ fn a_transfer_completes_under_a_hundred_seeds_of_faults() {
 #[test]
 fn whole_v1_pieces_of_one_connection_are_hashed_together() {
     let mut scene = scene(Kind::V1, 128 << 10);
-    std::fs::write(scene.source.join("data/long"), noise(9, 6 << 20)).unwrap();
+    std::fs::write(scene.source.join("data/long"), noise(6 << 20, 9)).unwrap();
     scene.metainfo = torrent(&scene.source.join("data"), Kind::V1, 128 << 10);
     let mut config = SimConfig::new(7);
     config.latency = (Duration::from_micros(10), Duration::from_micros(50));
@@ -86,6 +86,48 @@ fn whole_v1_pieces_of_one_connection_are_hashed_together() {
     let mean = counters.hash_messages.get() as f64 / counters.hash_calls.get() as f64;
     assert!(mean >= 2.5, "{mean} pieces together: one without waiting");
     assert_whole(&scene, &market, leech, "v1 in lanes");
+}
+
+/// A leech of hundreds of torrents dialled for all of them at once. Those for which there was no place were
+/// closed again, waited ever longer, and stood idle when the others were done.
+#[test]
+fn more_listings_than_places_take_turns_at_once() {
+    const LISTINGS: usize = 60;
+    let dir = TestDir::new("places");
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(&source).unwrap();
+    let metainfos: Vec<_> = (0..LISTINGS)
+        .map(|at| {
+            let path = source.join(format!("listing-{at}"));
+            std::fs::write(&path, noise(40_000, at as u64)).unwrap();
+            torrent(&path, Kind::V1, 16 << 10)
+        })
+        .collect();
+    let mut market = SimMarket::new(SimConfig::new(3), &dir.path().join("scratch"));
+    market.peers_per_ip_max = 512;
+    let origin = market.add_node();
+    for metainfo in &metainfos {
+        market.place(origin, metainfo, &source);
+        let place = Place::InPlace("in place".into());
+        let add = add_of(metainfo, place, &[]);
+        market.add(origin, AddListing { known_complete: true, ..add });
+    }
+    market.peers_max = 8;
+    let leech = market.add_node();
+    let peers = [market.world.addr(origin)];
+    for metainfo in &metainfos {
+        market.add(leech, add_of(metainfo, Place::Owned("owned".into()), &peers));
+    }
+    let mut complete = 0;
+    let began = market.world.now();
+    while complete < LISTINGS && market.world.now() < began + Duration::from_secs(5) {
+        market.world.run_for(Duration::from_millis(5));
+        let events = market.events(leech);
+        complete += events.iter().filter(|it| matches!(it, Event::Complete { .. })).count();
+        assert!(market.counters(leech).peers.get() <= 8, "places are kept");
+    }
+    assert_eq!(complete, LISTINGS, "{:?}", market.counters(leech).closed());
+    assert!(!market.counters(leech).closed().contains_key("full"), "nobody was dialled in vain");
 }
 
 fn assert_whole(scene: &Scene, market: &SimMarket, node: usize, what: &str) {
