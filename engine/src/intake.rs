@@ -139,7 +139,9 @@ fn look_at(root: &DirHandle, metainfo: &Metainfo) -> LookedAt {
     let mut found = store::look_at_files(metainfo, |path| {
         root.metadata(path).ok().map(|it| (it.len_bytes, it.changed_ns))
     });
-    if found.is_fresh {
+    // Of a torrent of one file that is the very name which was just looked at.
+    let is_single = metainfo.info().files().all(|it| it.path().as_path().components().count() == 1);
+    if found.is_fresh && !is_single {
         let at_root = root.metadata(Path::new(metainfo.info().name()));
         found.is_fresh = at_root.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     }

@@ -109,6 +109,7 @@ fn id_of(op: &Op) -> Option<OpId> {
         Op::Connect { id, .. } | Op::PollIn { id, .. } | Op::Recv { id, .. } => Some(*id),
         Op::Detach { id, .. } | Op::Attach { id, .. } => Some(*id),
         Op::Send { id, .. } | Op::Open { id, .. } | Op::Read { id, .. } => Some(*id),
+        Op::Put { id, .. } => Some(*id),
         Op::Write { id, .. } | Op::WriteSmall { id, .. } | Op::Sync { id, .. } => Some(*id),
         Op::Allocate { id, .. } | Op::RemoveTree { id, .. } | Op::Aside { id, .. } => Some(*id),
         Op::Close { .. } | Op::CloseFile { .. } => None,
@@ -233,6 +234,7 @@ macro_rules! driver_suite {
         $crate::driver_suite!(@ $make, files: errors_are_told_and_give_buffers_back);
         $crate::driver_suite!(@ $make, files: trees_are_removed_and_files_closed);
         $crate::driver_suite!(@ $make, files: small_writes_append_and_overwrite);
+        $crate::driver_suite!(@ $make, files: short_files_are_put);
     };
     (@ $make:expr, $area:ident: $test:ident) => {
         #[test]

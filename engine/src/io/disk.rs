@@ -1,7 +1,7 @@
 //! Threads for the calls that may wait long: open, create, allocate, remove, close, and where there is
 //! no ring the transfers and syncs too. None of them runs inside a turn of the shard.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -23,6 +23,16 @@ pub(super) enum Job {
         path: PathBuf,
         mode: OpenMode,
         direct: bool,
+    },
+    Put {
+        id: OpId,
+        root: Arc<DirHandle>,
+        path: PathBuf,
+        len_bytes: u64,
+        offset_bytes: u64,
+        buf: Extent,
+        start: usize,
+        len: usize,
     },
     Allocate {
         id: OpId,
@@ -56,12 +66,14 @@ pub(super) enum Job {
         offset_bytes: u64,
         data: Vec<u8>,
     },
-    /// Syncs the file, and its name when it is new.
+    /// Syncs the file. Its name is next when it is new.
     Sync {
         id: OpId,
         file: Arc<DataFile>,
         new_name: Option<Arc<Name>>,
     },
+    /// Syncs the folders of new files that are synced themselves.
+    SyncNames(Vec<Unnamed>),
     /// Ends a sync that failed on the ring: the page cache must not hide what was lost.
     FailSync {
         id: OpId,
@@ -73,9 +85,14 @@ pub(super) enum Job {
         job: Aside,
     },
     /// Closing the last descriptor of a removed file frees its blocks, which may take long.
-    Close {
-        file: Arc<DataFile>,
-    },
+    Close(Vec<Arc<DataFile>>),
+}
+
+/// A file that is synced and whose name is not.
+pub(super) struct Unnamed {
+    id: OpId,
+    file: Arc<DataFile>,
+    name: Arc<Name>,
 }
 
 /// A file's name beneath its root.
@@ -88,6 +105,12 @@ pub(super) struct Name {
 pub(super) enum Report {
     /// A file was opened and wants its [`FileId`].
     Opened(OpId, io::Result<OpenedFile>, Name),
+    /// The same, and it was written.
+    Put(OpId, io::Result<OpenedFile>, Name, Extent),
+    /// A new file is synced; its name is not.
+    Synced(Unnamed),
+    /// Names are synced, or could not be.
+    Named(Vec<(OpId, io::Result<()>)>),
     /// Everything else is a completion already.
     Done(Completion),
 }
@@ -100,8 +123,16 @@ pub(super) struct DiskPool {
 }
 
 struct Queue {
-    jobs: Mutex<(VecDeque<Job>, bool)>,
+    jobs: Mutex<Jobs>,
     filled: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    queue: VecDeque<Job>,
+    is_closed: bool,
+    /// Threads that wait: only they need to be called, and each call is a system call.
+    idle: usize,
 }
 
 impl DiskPool {
@@ -120,8 +151,13 @@ impl DiskPool {
 
     /// Queues a job.
     pub(super) fn push(&self, job: Job) {
-        self.queue.lock().0.push_back(job);
-        self.queue.filled.notify_one();
+        let mut jobs = self.queue.lock();
+        jobs.queue.push_back(job);
+        let must_call = jobs.idle > 0;
+        drop(jobs);
+        if must_call {
+            self.queue.filled.notify_one();
+        }
     }
 
     /// What was done since the last call, one at a time.
@@ -132,7 +168,7 @@ impl DiskPool {
 
 impl Drop for DiskPool {
     fn drop(&mut self) {
-        self.queue.lock().1 = true;
+        self.queue.lock().is_closed = true;
         self.queue.filled.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -141,7 +177,7 @@ impl Drop for DiskPool {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, (VecDeque<Job>, bool)> {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
         // Pushing and popping leave a whole queue behind even when a holder panicked.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,13 +186,15 @@ impl Queue {
     fn take(&self) -> Option<Job> {
         let mut jobs = self.lock();
         loop {
-            if let Some(job) = jobs.0.pop_front() {
+            if let Some(job) = jobs.queue.pop_front() {
                 return Some(job);
             }
-            if jobs.1 {
+            if jobs.is_closed {
                 return None;
             }
+            jobs.idle += 1;
             jobs = self.filled.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            jobs.idle -= 1;
         }
     }
 }
@@ -181,6 +219,12 @@ fn run(job: Job) -> Option<Report> {
             });
             return Some(Report::Opened(id, opened, Name { root, path }));
         }
+        Job::Put { id, root, path, len_bytes, offset_bytes, buf, start, len } => {
+            let put = DataFile::put(&root, &path, len_bytes, offset_bytes, (&buf, start, len));
+            // A first try may have failed after it had created the file: its name is synced in any case.
+            let put = put.map(|opened| OpenedFile { created: true, ..opened });
+            return Some(Report::Put(id, put, Name { root, path }, buf));
+        }
         Job::Allocate { id, file, len_bytes } => (id, Done::Allocated(file.allocate(len_bytes))),
         Job::RemoveTree { id, root, path } => (id, Done::Removed(remove_tree(&root, &path))),
         Job::Read { id, file, offset_bytes, mut buf, start, len } => {
@@ -195,26 +239,55 @@ fn run(job: Job) -> Option<Report> {
             (id, Done::SmallWritten(file.write_small(offset_bytes, &data)))
         }
         Job::Sync { id, file, new_name } => {
-            let synced = file.sync().and_then(|()| match new_name {
-                Some(name) => name.root.sync_parents(&name.path),
-                None => Ok(()),
-            });
-            if synced.is_err() {
-                file.forget_cached();
+            let synced = file.sync();
+            match new_name {
+                Some(name) if synced.is_ok() => {
+                    return Some(Report::Synced(Unnamed { id, file, name }));
+                }
+                _ if synced.is_err() => file.forget_cached(),
+                _ => {}
             }
             (id, Done::Synced(synced))
         }
+        Job::SyncNames(unnamed) => return Some(Report::Named(sync_names(unnamed))),
         Job::FailSync { id, file, error } => {
             file.forget_cached();
             (id, Done::Synced(Err(error)))
         }
         Job::Aside { id, job } => (id, Done::Aside(job.run())),
-        Job::Close { file } => {
-            drop(file);
+        Job::Close(files) => {
+            drop(files);
             return None;
         }
     };
     Some(Report::Done(Completion { id, done }))
+}
+
+/// Syncs the folders of many files, each folder once: files that are created together mostly lie together.
+fn sync_names(unnamed: Vec<Unnamed>) -> Vec<(OpId, io::Result<()>)> {
+    let mut folders: BTreeMap<(usize, &Path), Option<io::Error>> = BTreeMap::new();
+    let mut results = Vec::with_capacity(unnamed.len());
+    for Unnamed { id, file, name } in &unnamed {
+        let mut result = Ok(());
+        for folder in name.path.ancestors().skip(1) {
+            let key = (Arc::as_ptr(&name.root) as usize, folder);
+            let found = folders.entry(key).or_insert_with(|| name.root.sync_folder(folder).err());
+            if let Some(error) = found {
+                result = Err(copy_of(error));
+            }
+        }
+        if result.is_err() {
+            file.forget_cached();
+        }
+        results.push((*id, result));
+    }
+    results
+}
+
+/// The same error for another file.
+fn copy_of(error: &io::Error) -> io::Error {
+    let named = || io::Error::new(error.kind(), error.to_string());
+    error.raw_os_error().map_or_else(named, io::Error::from_raw_os_error)
 }
 
 fn remove_tree(root: &DirHandle, path: &Path) -> io::Result<u64> {
@@ -233,6 +306,10 @@ pub(super) struct Files {
     next_id: u64,
     /// Syncs of new names in flight.
     naming: HashMap<OpId, FileId>,
+    /// Files that are synced and whose names are next.
+    unnamed: Vec<Unnamed>,
+    /// Names are on their way: what comes meanwhile goes together behind them.
+    is_naming: bool,
 }
 
 struct OpenFile {
@@ -262,31 +339,58 @@ impl Files {
         self.open.remove(&id).map(|open| open.file)
     }
 
-    /// Turns a report into the completion that the machine waits for.
-    pub(super) fn handle(&mut self, report: Report) -> Completion {
+    /// Turns a report into the completions that the machine waits for.
+    pub(super) fn handle(&mut self, report: Report, out: &mut VecDeque<Completion>) {
         match report {
             Report::Opened(id, opened, name) => {
-                let done = opened.map(|opened| {
-                    self.next_id += 1;
-                    let file_id = FileId(self.next_id);
-                    let new_name = opened.created.then(|| Arc::new(name));
-                    let file = Arc::new(opened.file);
-                    self.open.insert(file_id, OpenFile { file, new_name });
-                    (file_id, opened.len_bytes)
-                });
-                Completion { id, done: Done::Opened(done) }
+                let done = opened.map(|opened| self.take_in(opened, name));
+                out.push_back(Completion { id, done: Done::Opened(done) });
+            }
+            Report::Put(id, opened, name, buf) => {
+                let done = opened.map(|opened| self.take_in(opened, name).0);
+                out.push_back(Completion { id, done: Done::Put(done, buf) });
+            }
+            Report::Synced(unnamed) => self.unnamed.push(unnamed),
+            Report::Named(results) => {
+                self.is_naming = false;
+                for (id, result) in results {
+                    if let Some(file_id) = self.naming.remove(&id)
+                        && result.is_ok()
+                        && let Some(open) = self.open.get_mut(&file_id)
+                    {
+                        open.new_name = None;
+                    }
+                    out.push_back(Completion { id, done: Done::Synced(result) });
+                }
             }
             Report::Done(completion) => {
-                if let Done::Synced(result) = &completion.done
-                    && let Some(file_id) = self.naming.remove(&completion.id)
-                    && result.is_ok()
-                    && let Some(open) = self.open.get_mut(&file_id)
-                {
-                    open.new_name = None;
-                }
-                completion
+                // Of a new file whose own sync failed.
+                self.naming.remove(&completion.id);
+                out.push_back(completion);
             }
         }
+    }
+
+    fn take_in(&mut self, opened: OpenedFile, name: Name) -> (FileId, u64) {
+        self.next_id += 1;
+        let file_id = FileId(self.next_id);
+        let new_name = opened.created.then(|| Arc::new(name));
+        self.open.insert(file_id, OpenFile { file: Arc::new(opened.file), new_name });
+        (file_id, opened.len_bytes)
+    }
+
+    /// A new file is synced on a ring; its name is next.
+    pub(super) fn data_is_synced(&mut self, id: OpId, file: Arc<DataFile>, name: Arc<Name>) {
+        self.unnamed.push(Unnamed { id, file, name });
+    }
+
+    /// The names to sync now, all that wait together: the second thousand costs what the first one does.
+    pub(super) fn next_naming(&mut self) -> Option<Job> {
+        if self.is_naming || self.unnamed.is_empty() {
+            return None;
+        }
+        self.is_naming = true;
+        Some(Job::SyncNames(std::mem::take(&mut self.unnamed)))
     }
 }
 
@@ -295,6 +399,7 @@ impl Files {
 pub struct FileOps {
     pool: DiskPool,
     files: Files,
+    done: VecDeque<Completion>,
 }
 
 impl FileOps {
@@ -305,7 +410,7 @@ impl FileOps {
     /// That no thread could be started.
     pub fn start(waker: &Waker) -> io::Result<FileOps> {
         let pool = DiskPool::start(2 * super::DISK_THREADS, waker)?;
-        Ok(FileOps { pool, files: Files::default() })
+        Ok(FileOps { pool, files: Files::default(), done: VecDeque::new() })
     }
 
     /// Begins an operation on files; a completion when it cannot be begun.
@@ -315,9 +420,12 @@ impl FileOps {
     pub fn begin(&mut self, op: Op) -> Option<Completion> {
         let job = match op {
             Op::Open { id, root, path, mode, direct } => Job::Open { id, root, path, mode, direct },
+            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes, buf, start, len } => {
+                Job::Put { id, root, path, len_bytes, offset_bytes, buf, start, len }
+            }
             Op::RemoveTree { id, root, path } => Job::RemoveTree { id, root, path },
             Op::Aside { id, job } => Job::Aside { id, job },
-            Op::CloseFile { file } => Job::Close { file: self.files.close(file)? },
+            Op::CloseFile { file } => Job::Close(vec![self.files.close(file)?]),
             Op::Read { id, file, offset_bytes, buf, start, len } => match self.get(file) {
                 Ok(file) => Job::Read { id, file, offset_bytes, buf, start, len },
                 Err(error) => {
@@ -358,8 +466,18 @@ impl FileOps {
 
     /// What the threads have done since the last call, one at a time.
     pub fn next_done(&mut self) -> Option<Completion> {
-        let report = self.pool.try_report()?;
-        Some(self.files.handle(report))
+        while self.done.is_empty()
+            && let Some(report) = self.pool.try_report()
+        {
+            self.files.handle(report, &mut self.done);
+        }
+        let done = self.done.pop_front();
+        if done.is_none()
+            && let Some(job) = self.files.next_naming()
+        {
+            self.pool.push(job);
+        }
+        done
     }
 
     /// The file, for a driver that transfers by itself.
@@ -387,6 +505,7 @@ pub fn refuse(op: Op, error: io::Error) -> Option<Completion> {
         Op::Detach { id, .. } => (id, Done::Detached(Err(error))),
         Op::Attach { id, .. } => (id, Done::Attached(Err(error))),
         Op::Open { id, .. } => (id, Done::Opened(Err(error))),
+        Op::Put { id, buf, .. } => (id, Done::Put(Err(error), buf)),
         Op::Read { id, buf, .. } => (id, Done::Read(Err(error), buf)),
         Op::Write { id, buf, .. } => (id, Done::Written(Err(error), buf)),
         Op::WriteSmall { id, .. } => (id, Done::SmallWritten(Err(error))),

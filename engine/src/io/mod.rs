@@ -127,6 +127,20 @@ pub enum Op {
     /// With `direct` the driver also opens an O_DIRECT descriptor where the file system has it, and
     /// uses it for aligned transfers.
     Open { id: OpId, root: Arc<DirHandle>, path: PathBuf, mode: OpenMode, direct: bool },
+    /// Opens a short file as with `mode`, gives it the length `len_bytes` and writes `len` bytes of `buf` from
+    /// `start` to `offset_bytes`, through the page cache; answers [`Done::Put`]. What opening, reserving and
+    /// writing would each cost a hand-over to another thread is one. A failure leaves the file closed.
+    Put {
+        id: OpId,
+        root: Arc<DirHandle>,
+        path: PathBuf,
+        mode: OpenMode,
+        len_bytes: u64,
+        offset_bytes: u64,
+        buf: Extent,
+        start: usize,
+        len: usize,
+    },
     /// Reads `len` bytes at `offset_bytes` into `buf` from `start`; answers [`Done::Read`]. The driver
     /// takes the page cache when the range is resident (`cachestat(2)`), else O_DIRECT if it may.
     Read { id: OpId, file: FileId, offset_bytes: u64, buf: ExtentMut, start: usize, len: usize },
@@ -254,6 +268,8 @@ pub enum Done {
     Sent(io::Result<()>, SendBuf),
     /// Answer to [`Op::Open`]: the file and its length in bytes.
     Opened(io::Result<(FileId, u64)>),
+    /// Answer to [`Op::Put`]: the file, and the buffer back.
+    Put(io::Result<FileId>, Extent),
     /// Answer to [`Op::Read`]: bytes read (short only at the end of the file), which way, the buffer.
     Read(io::Result<(usize, ReadPath)>, ExtentMut),
     /// Answer to [`Op::Write`], and the buffer back.
@@ -281,6 +297,7 @@ impl Op {
             | Op::Detach { id, .. }
             | Op::Attach { id, .. }
             | Op::Open { id, .. }
+            | Op::Put { id, .. }
             | Op::Read { id, .. }
             | Op::Write { id, .. }
             | Op::WriteSmall { id, .. }

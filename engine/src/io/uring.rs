@@ -13,7 +13,7 @@ use ringseed_sys::net::{self, Blocking};
 use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket, ZeroCopyState};
 use ringseed_sys::wake::Waker;
 
-use super::disk::{DiskPool, Files, Job, canceled, refuse};
+use super::disk::{DiskPool, Files, Job, Name, canceled, refuse};
 use super::{
     ACCEPT_PAUSE, Completion, DISK_THREADS, Done, Machine, MovedSock, Op, OpId, Ops, SockId,
 };
@@ -35,8 +35,12 @@ const TOKEN_LISTEN: u64 = 1;
 pub struct UringDriver {
     ring: Ring,
     waker: Waker,
+    /// The ring has seen the waker's descriptor readable: it is to be emptied, or it would be seen so again.
+    is_woken: bool,
     disk: DiskPool,
     files: Files,
+    /// Files to close, all of a turn in one job.
+    closing: Vec<Arc<DataFile>>,
     sockets: HashMap<SockId, Socket>,
     listeners: Vec<Arc<OwnedFd>>,
     /// Which listeners wait for descriptors, and when to accept again after the process ran out of descriptors.
@@ -66,7 +70,8 @@ enum On {
     Sock(SockId),
     Connecting(Arc<OwnedFd>),
     File,
-    Sync(Arc<DataFile>),
+    /// A new file's name is synced behind it.
+    Sync(Arc<DataFile>, Option<Arc<Name>>),
 }
 
 impl UringDriver {
@@ -95,8 +100,10 @@ impl UringDriver {
         Ok(UringDriver {
             ring,
             waker,
+            is_woken: false,
             disk,
             files: Files::default(),
+            closing: Vec::new(),
             sockets: HashMap::new(),
             next_token: TOKEN_LISTEN + listeners.len() as u64,
             listeners: listeners.into_iter().map(Arc::new).collect(),
@@ -168,6 +175,9 @@ impl UringDriver {
                 debug_assert!(self.pending.is_empty() && self.done.is_empty(), "stopped in flight");
                 return Ok(());
             }
+            if !self.closing.is_empty() {
+                self.disk.push(Job::Close(std::mem::take(&mut self.closing)));
+            }
             let is_busy = !self.done.is_empty() || self.waker.is_pending();
             let deadline = match is_busy {
                 true => Some(now),
@@ -191,12 +201,16 @@ impl UringDriver {
         if self.zero_copy == ZeroCopyState::On {
             self.watch_zero_copy();
         }
-        if self.waker.take() {
+        // Asking the descriptor costs a call, so it is asked when there is a reason to.
+        let is_woken = std::mem::take(&mut self.is_woken) || self.waker.is_pending();
+        if is_woken && self.waker.take() {
             while let Some(report) = self.disk.try_report() {
-                let completion = self.files.handle(report);
-                self.done.push_back(completion);
+                self.files.handle(report, &mut self.done);
             }
             machine.handle_wake(now);
+        }
+        if let Some(job) = self.files.next_naming() {
+            self.disk.push(job);
         }
         while let Some(completion) = self.done.pop_front() {
             machine.handle(completion, now);
@@ -243,13 +257,22 @@ impl UringDriver {
             Op::Open { id, root, path, mode, direct } => {
                 self.disk.push(Job::Open { id, root, path, mode, direct });
             }
+            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes, buf, start, len } => {
+                // The ring would hand a write through the page cache to a thread of the kernel's.
+                self.disk.push(Job::Put {
+                    id,
+                    root,
+                    path,
+                    len_bytes,
+                    offset_bytes,
+                    buf,
+                    start,
+                    len,
+                });
+            }
             Op::RemoveTree { id, root, path } => self.disk.push(Job::RemoveTree { id, root, path }),
             Op::Aside { id, job } => self.disk.push(Job::Aside { id, job }),
-            Op::CloseFile { file } => {
-                if let Some(file) = self.files.close(file) {
-                    self.disk.push(Job::Close { file });
-                }
-            }
+            Op::CloseFile { file } => self.closing.extend(self.files.close(file)),
             Op::Read { id, file, offset_bytes, buf, start, len } => match self.files.get(file) {
                 Ok(found) => {
                     let file = found.clone();
@@ -278,15 +301,10 @@ impl UringDriver {
                 Err(error) => self.refuse(Op::WriteSmall { id, file, offset_bytes, data }, error),
             },
             Op::Sync { id, file } => match self.files.get(file).cloned() {
-                Ok(found) => match self.files.new_name(file, id) {
-                    Some(name) => {
-                        self.disk.push(Job::Sync { id, file: found, new_name: Some(name) });
-                    }
-                    None => {
-                        let on = On::Sync(found.clone());
-                        self.start_task(Pending { id, on }, Task::Sync { file: found });
-                    }
-                },
+                Ok(found) => {
+                    let on = On::Sync(found.clone(), self.files.new_name(file, id));
+                    self.start_task(Pending { id, on }, Task::Sync { file: found });
+                }
                 Err(error) => self.refuse(Op::Sync { id, file }, error),
             },
             Op::Allocate { id, file, len_bytes } => match self.files.get(file).cloned() {
@@ -338,6 +356,7 @@ impl UringDriver {
     fn handle(&mut self, finished: Finished) {
         match (finished.token, finished.outcome) {
             (TOKEN_WAKE, _) => {
+                self.is_woken = true;
                 self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
             }
             (token, Outcome::Accepted(accepted)) => {
@@ -346,8 +365,11 @@ impl UringDriver {
             (token, outcome) => {
                 let pending = self.pending.remove(&token).expect("the ring answers each task once");
                 let (outcome, on) = match (outcome, pending.on) {
-                    (Outcome::Synced(Err(error)), On::Sync(file)) => {
+                    (Outcome::Synced(Err(error)), On::Sync(file, _)) => {
                         return self.disk.push(Job::FailSync { id: pending.id, file, error });
+                    }
+                    (Outcome::Synced(Ok(())), On::Sync(file, Some(name))) => {
+                        return self.files.data_is_synced(pending.id, file, name);
                     }
                     other => other,
                 };

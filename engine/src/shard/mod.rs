@@ -127,6 +127,7 @@ enum Flight {
     Send { conn: ConnId, listing: Option<ListingId>, payload: u64 },
     Open(FileKey),
     Allocate(FileKey),
+    Put(TaskFlight),
     Read(TaskFlight),
     Write(TaskFlight),
     SyncData(FileKey),
@@ -400,6 +401,9 @@ impl Machine for Shard {
             }
             (Flight::Open(key), Done::Opened(result)) => self.handle_opened(key, result),
             (Flight::Allocate(key), Done::Allocated(result)) => self.handle_allocated(key, result),
+            (Flight::Put(flight), Done::Put(result, buf)) => {
+                self.handle_put(flight, result, buf);
+            }
             (Flight::Read(flight), Done::Read(result, buf)) => {
                 self.handle_read(flight, result, buf)
             }

@@ -111,13 +111,15 @@ impl StateDir {
         }
         // One that is there was written by a former run. If it is not what it should be, the first
         // reader finds out; to read a hundred thousand at every start would be worse.
+        if let Some(fd) = self.dir.create_new(&path)? {
+            io::Write::write_all(&mut std::fs::File::from(fd), &bytes)?;
+            return Ok(true);
+        }
         let options = FileOptions { write: true, ..FileOptions::default() };
-        let (fd, is_new) = self.dir.open_or_create(&path, options)?;
-        if is_new || dir::metadata_of_fd(fd.as_fd())?.len_bytes != bytes.len() as u64 {
+        let fd = self.dir.open_file(&path, options)?;
+        if dir::metadata_of_fd(fd.as_fd())?.len_bytes != bytes.len() as u64 {
             let mut file = std::fs::File::from(fd);
-            if !is_new {
-                file.set_len(0)?;
-            }
+            file.set_len(0)?;
             io::Write::write_all(&mut file, &bytes)?;
         }
         Ok(true)

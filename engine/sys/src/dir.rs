@@ -178,6 +178,30 @@ impl DirHandle {
         Ok((fd, created))
     }
 
+    /// Creates the file `rel` beneath this folder, and its parent folders if missing; `None` when something is
+    /// there already. One call where [`DirHandle::open_or_create`] makes five: what is created is a regular
+    /// file for sure.
+    ///
+    /// # Errors
+    /// As [`DirHandle::open_or_create`].
+    pub fn create_new(&self, rel: &Path) -> io::Result<Option<OwnedFd>> {
+        let rel = checked(rel)?;
+        let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let create = || self.openat(rel, flags, FILE_MODE);
+        let created = match (create(), parent_of(rel)) {
+            (Err(Errno::NOENT), Some(parent)) => {
+                self.make_dirs(parent)?;
+                create()
+            }
+            (created, _) => created,
+        };
+        match created {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::EXIST) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the folder `rel` beneath this one as a root of its own.
     ///
     /// # Errors
@@ -295,6 +319,17 @@ impl DirHandle {
     /// What `fsync(2)` says.
     pub fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.fd)?)
+    }
+
+    /// Writes the names in the folder `rel` to disk; in this folder when `rel` is empty.
+    ///
+    /// # Errors
+    /// As [`DirHandle::open_dir`], and what `fsync(2)` says.
+    pub fn sync_folder(&self, rel: &Path) -> io::Result<()> {
+        match rel.as_os_str().is_empty() {
+            true => self.sync(),
+            false => Ok(rustix::fs::fsync(self.open_dir_fd(checked(rel)?)?)?),
+        }
     }
 
     /// Writes to disk the name `rel` and the names of its parents up to this folder.

@@ -125,6 +125,35 @@ impl DataFile {
         Ok(OpenedFile { file, len_bytes: found.len_bytes, created })
     }
 
+    /// Opens or creates `rel` beneath `root`, gives it the length `len_bytes`, and writes a part of it through
+    /// the page cache: `len` bytes of `buf` from `start` to `offset_bytes`. For files so short that a second
+    /// descriptor, reserving and a direct write would cost more than the copy.
+    ///
+    /// # Errors
+    /// As [`DataFile::open`] and [`DataFile::write`]. The file may be there all the same.
+    pub fn put(
+        root: &DirHandle,
+        rel: &Path,
+        len_bytes: u64,
+        offset_bytes: u64,
+        (buf, start, len): (&Extent, usize, usize),
+    ) -> io::Result<OpenedFile> {
+        check_extent_range(start, len)?;
+        let opened = match root.create_new(rel)? {
+            Some(buffered) => {
+                let file = DataFile { buffered, direct: None, past_cache: false };
+                OpenedFile { file, len_bytes: 0, created: true }
+            }
+            None => DataFile::open(root, rel, true, false)?,
+        };
+        let is_whole = offset_bytes == 0 && len as u64 == len_bytes && opened.len_bytes <= len_bytes;
+        if !is_whole && opened.len_bytes != len_bytes {
+            rustix::fs::ftruncate(&opened.file.buffered, len_bytes)?;
+        }
+        opened.file.write_small(offset_bytes, &buf[start..start + len])?;
+        Ok(OpenedFile { len_bytes, ..opened })
+    }
+
     /// Makes aligned reads go to the device even where the page cache holds the range: to see what
     /// the device has, or to measure it.
     pub fn past_cache(self) -> DataFile {

@@ -144,3 +144,70 @@ pub fn small_writes_append_and_overwrite(bench: &mut Bench) {
     assert_eq!(read(bench, file, 0, len + 50).unwrap(), expected);
     bench.rig.push(0, Op::CloseFile { file });
 }
+
+fn put(
+    bench: &mut Bench,
+    path: &str,
+    len_bytes: u64,
+    offset_bytes: u64,
+    (seed, start, len): (u64, usize, usize),
+) -> std::io::Result<FileId> {
+    let (root, path) = (bench.rig.root(0), PathBuf::from(path));
+    let mut buf = bench.rig.arena().try_take().unwrap();
+    if start + len <= EXTENT_LEN_BYTES {
+        pattern(seed, 0, &mut buf[start..start + len]);
+    }
+    let (buf, mode) = (buf.freeze(), OpenMode::Write);
+    let op = |id| Op::Put { id, root, path, mode, len_bytes, offset_bytes, buf, start, len };
+    match bench.run(0, op) {
+        Done::Put(result, _) => result,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn short_files_are_put(bench: &mut Bench) {
+    let mut whole = vec![0; 1000];
+    pattern(1, 0, &mut whole);
+    // Whole at once, in folders that are made for it, from somewhere in the buffer.
+    let file = put(bench, "p/deep/whole", 1000, 0, (1, 77, 1000)).unwrap();
+    assert_eq!(read(bench, file, 0, 2000).unwrap(), whole);
+    assert!(matches!(bench.run(0, |id| Op::Sync { id, file }), Done::Synced(Ok(()))));
+    bench.rig.push(0, Op::CloseFile { file });
+    let (file, len_bytes) = open(bench, "p/deep/whole", OpenMode::Read).unwrap();
+    assert_eq!(len_bytes, 1000);
+    bench.rig.push(0, Op::CloseFile { file });
+    // Over what a former run left: no byte of it stays behind the end, none before a part is touched.
+    let file = put(bench, "p/deep/whole", 300, 100, (2, 0, 200)).unwrap();
+    pattern(2, 0, &mut whole[100..300]);
+    assert_eq!(read(bench, file, 0, 2000).unwrap(), whole[..300]);
+    bench.rig.push(0, Op::CloseFile { file });
+    // A part of a new one has its whole length at once, and the rest comes as any write does.
+    let file = put(bench, "p/part", 5000, 4000, (3, 0, 1000)).unwrap();
+    let mut expected = vec![0; 5000];
+    pattern(3, 0, &mut expected[4000..]);
+    assert_eq!(read(bench, file, 0, 9000).unwrap(), expected);
+    let mut extent = bench.rig.arena().try_take().unwrap();
+    pattern(4, 0, &mut extent[..4000]);
+    pattern(4, 0, &mut expected[..4000]);
+    let (buf, len) = (extent.freeze(), 4000);
+    let done = bench.run(0, |id| Op::Write { id, file, offset_bytes: 0, buf, start: 0, len });
+    assert!(matches!(done, Done::Written(Ok(()), _)));
+    assert_eq!(read(bench, file, 0, 9000).unwrap(), expected);
+    // Many in one folder, synced together.
+    let files: Vec<FileId> =
+        (0..20).map(|at| put(bench, &format!("p/m/{at}"), 9, 0, (at, 0, 9)).unwrap()).collect();
+    let ids: Vec<_> =
+        files.iter().map(|&file| bench.start(0, |id| Op::Sync { id, file })).collect();
+    for id in ids {
+        assert!(matches!(bench.wait(0, id), Done::Synced(Ok(()))));
+    }
+    for file in files.into_iter().chain([file]) {
+        bench.rig.push(0, Op::CloseFile { file });
+    }
+    for bad in ["../out", "/etc/passwd", ""] {
+        let error = put(bench, bad, 9, 0, (0, 0, 9)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
+    }
+    let error = put(bench, "p/long", 9, 0, (0, EXTENT_LEN_BYTES - 8, 9)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}

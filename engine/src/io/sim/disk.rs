@@ -153,6 +153,25 @@ impl VirtualDisk {
         Ok(())
     }
 
+    /// Opens or creates, sets the length and writes, unless the device `fails`; what was created stays.
+    pub(super) fn put(
+        &mut self,
+        root: &Path,
+        rel: &Path,
+        len_bytes: u64,
+        at: u64,
+        bytes: &[u8],
+        fails: io::Result<()>,
+    ) -> io::Result<u64> {
+        let (id, len_now) = self.open(root, rel, true)?;
+        let size = |disk: &mut Self| match len_now == len_bytes {
+            true => Ok(()),
+            false => disk.allocate(id, len_bytes),
+        };
+        let put = size(self).and(fails).and_then(|()| self.write(id, at, bytes));
+        put.map(|()| id).inspect_err(|_| self.close(id))
+    }
+
     pub(super) fn allocate(&mut self, id: u64, len_bytes: u64) -> io::Result<()> {
         self.reserve(id, len_bytes as usize)?;
         self.change(id, Change::Len(len_bytes as usize));

@@ -152,6 +152,15 @@ enum Event {
 
 enum DiskJob {
     Open { root: PathBuf, path: PathBuf, mode: OpenMode },
+    Put {
+        root: PathBuf,
+        path: PathBuf,
+        len_bytes: u64,
+        at: u64,
+        buf: Extent,
+        start: usize,
+        len: usize,
+    },
     Read { inode: u64, at: u64, buf: ExtentMut, start: usize, len: usize },
     Write { inode: u64, at: u64, buf: Extent, start: usize, len: usize },
     WriteSmall { inode: u64, at: u64, data: Vec<u8> },
@@ -533,6 +542,19 @@ impl Core {
                 let root = root.path().to_owned();
                 self.start_disk(node, id, DiskJob::Open { root, path, mode });
             }
+            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes: at, buf, start, len } => {
+                let root = root.path().to_owned();
+                match start.checked_add(len).is_some_and(|end| end <= EXTENT_LEN_BYTES) {
+                    true => {
+                        let job = DiskJob::Put { root, path, len_bytes, at, buf, start, len };
+                        self.start_disk(node, id, job);
+                    }
+                    false => {
+                        let error = io::ErrorKind::InvalidInput.into();
+                        self.refuse(node, id, Done::Put(Err(error), buf));
+                    }
+                }
+            }
             Op::RemoveTree { id, root, path } => {
                 let root = root.path().to_owned();
                 self.start_disk(node, id, DiskJob::RemoveTree { root, path });
@@ -657,6 +679,18 @@ impl Core {
                     (file, len)
                 }))
             }
+            DiskJob::Put { root, path, len_bytes, at, buf, start, len } => {
+                let result = fails_with(rng.chance(faults.write_error_ppm));
+                let bytes = &buf[start..start + len];
+                let put = disk.put(&root, &path, len_bytes, at, bytes, result);
+                let put = put.map(|inode| {
+                    let file = FileId(state.next_file);
+                    state.next_file += 1;
+                    state.files.insert(file, inode);
+                    file
+                });
+                Done::Put(put, buf)
+            }
             DiskJob::Read { inode, at, mut buf, start, len } => {
                 let result = fails_with(rng.chance(faults.read_error_ppm));
                 let read =
@@ -704,6 +738,15 @@ impl Core {
                         torn.push((inode, at, buf[start..start + len].to_vec()));
                     }
                     DiskJob::WriteSmall { inode, at, data } => torn.push((inode, at, data)),
+                    DiskJob::Put { root, path, at, buf, start, len, .. } => {
+                        // The file may have been made and nothing written yet, or some of it.
+                        let disk = &mut self.nodes[node].disk;
+                        if self.rng.range(0, 1) == 0
+                            && let Ok((inode, _)) = disk.open(&root, &path, true)
+                        {
+                            torn.push((inode, at, buf[start..start + len].to_vec()));
+                        }
+                    }
                     _ => {}
                 },
                 Event::Connect { node: of, .. } | Event::Complete { node: of, .. }
