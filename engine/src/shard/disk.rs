@@ -30,7 +30,7 @@ const OPS_IN_FLIGHT_MIN: usize = 2;
 
 /// Files up to this length are written through the page cache, without a second descriptor and without
 /// reserving their room: for 64 KiB those cost three times what the copy does. In bytes.
-const PUT_LEN_MAX: u64 = 128 << 10;
+pub(super) const PUT_LEN_MAX: u64 = 128 << 10;
 
 /// A file of a listing; the number counts pads, as the geometry does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

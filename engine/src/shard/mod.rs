@@ -9,7 +9,7 @@
 //! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
 //! - `mesh`, `moving`, `stripes`: what the shards of an engine share, how they talk, and a huge listing
 //!   on all of them.
-//! - `requests`, `fill`, `hashing`, `spill`, `writing`, `disk`, `commit`: a block from request to
+//! - `requests`, `fill`, `hashing`, `spill`, `writing`, `gather`, `disk`, `commit`: a block from request to
 //!   journal.
 //! - `blame`, `hints`: who sent bad bytes; what the fast extension says.
 //! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `dial`: a listing from its hash to its
@@ -28,6 +28,7 @@ mod commit;
 mod dial;
 mod disk;
 mod fill;
+mod gather;
 mod hashing;
 mod hints;
 mod journal;
@@ -76,6 +77,7 @@ use command::{CommandQueue, Counters};
 use commit::Commit;
 use dial::Dials;
 use disk::{Disk, FileKey, TaskFlight};
+use gather::Askew;
 use hashing::Hashing;
 use journal::JournalFile;
 use leaves::{LeafRead, LeafReads};
@@ -229,6 +231,7 @@ pub struct Shard {
     is_serving: bool,
 
     disk: Disk,
+    askew: Askew,
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
     commit: Commit,
@@ -299,6 +302,7 @@ impl Shard {
             choking: Choking::default(),
             is_serving: true,
             disk: Disk::default(),
+            askew: Askew::default(),
             jobs: BTreeMap::new(),
             next_job: 0,
             commit: Commit::new(journal),
@@ -446,6 +450,7 @@ impl Machine for Shard {
         self.plan_turn();
         self.serve_turn();
         self.pump_dials();
+        self.gather_turn();
         self.pump_conns();
         self.pump_disk();
         self.pump_commit();

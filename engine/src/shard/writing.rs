@@ -1,12 +1,15 @@
 //! From verified to written: extents go to the disk in runs of files, and are served meanwhile.
 
 use std::io;
+use std::ops::Range;
 
-use ringseed_core::geometry::{ExtentIndex, PieceIndex};
+use ringseed_core::geometry::{ExtentIndex, Geometry, PieceIndex};
+use ringseed_sys::arena::Extent;
 
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
 use super::fill::Filled;
+use super::gather::holds_askew;
 use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
 use super::stripes::StripeNews;
 use super::timers::Timer;
@@ -15,17 +18,39 @@ use crate::api::{Event, ListingError, ListingId, WaitReason};
 use crate::io::OpenMode;
 use crate::store::RunSet;
 
-/// An extent on its way to the disk.
+/// Extents on their way to the disk.
 #[derive(Debug)]
 pub(super) struct WriteJob {
     pub listing: ListingId,
+    pub extents: Vec<Stored>,
+    /// Parts of files that are not written yet.
+    pub left: usize,
+}
+
+/// An extent of which verified pieces are to be written.
+#[derive(Debug)]
+pub(super) struct Stored {
     pub extent: ExtentIndex,
+    pub bytes: Extent,
     /// Verified pieces in it.
     pub pieces: RunSet,
     /// Name of its entry in the cache, pinned until the write has ended.
     pub cached: u64,
-    /// Parts of files that are not written yet.
-    pub left: usize,
+}
+
+impl Stored {
+    /// Where in the torrent its pieces lie, as far as they lie in it.
+    pub fn ranges(&self, geometry: &Geometry) -> Vec<Range<u64>> {
+        let begin = geometry.extent_offset(self.extent);
+        let end = begin + u64::from(geometry.extent_len(self.extent));
+        let range_of = |(first, count): (u32, u32)| {
+            let piece = geometry.piece(first).expect("a piece of the extent");
+            let last = geometry.piece(first + count - 1).expect("a piece of the extent");
+            let to = geometry.piece_offset(last) + u64::from(geometry.piece_len(last));
+            geometry.piece_offset(piece).max(begin)..to.min(end)
+        };
+        self.pieces.runs().map(range_of).collect()
+    }
 }
 
 impl Shard {
@@ -62,45 +87,53 @@ impl Shard {
         if let Some(slot) = self.journal_slot(listing) {
             self.commit.writer().intent(slot, pieces.runs());
         }
-        let begin = geometry.extent_offset(extent);
-        let end = begin + u64::from(geometry.extent_len(extent));
-        self.next_job += 1;
-        let job = self.next_job;
-        let mut tasks = Vec::new();
-        for (first, count) in pieces.runs() {
-            let piece = geometry.piece(first).expect("a piece of the extent");
-            let last = geometry.piece(first + count - 1).expect("a piece of the extent");
-            let from = geometry.piece_offset(piece).max(begin);
-            let to = (geometry.piece_offset(last) + u64::from(geometry.piece_len(last))).min(end);
-            let mut at = from;
-            for slice in geometry.slices(from, to - from) {
-                if !slice.pad {
-                    let key = FileKey { listing, file: slice.file.get() };
-                    let kind = TaskKind::Write {
-                        offset_bytes: slice.file_offset,
-                        buf: frozen.clone(),
-                        start: (at - begin) as usize,
-                        len: slice.len as usize,
-                    };
-                    tasks.push(DiskTask { key, class: Class::Foreground, job, kind });
-                }
-                at += slice.len;
-            }
-        }
-        let left = tasks.len();
-        self.jobs.insert(
-            job,
-            Job::Write(WriteJob { listing, extent, pieces: pieces.clone(), cached, left }),
-        );
-        for task in tasks {
-            self.disk_submit(task);
-        }
         self.announce(listing, &pieces);
-        if left == 0 {
-            self.extent_written(job);
+        let stored = Stored { extent, bytes: frozen.clone(), pieces, cached };
+        if holds_askew(&geometry, extent) {
+            self.askew.push(listing, stored);
+        } else {
+            self.next_job += 1;
+            let job = self.next_job;
+            let begin = geometry.extent_offset(extent);
+            let mut tasks = Vec::new();
+            for range in stored.ranges(&geometry) {
+                let mut at = range.start;
+                for slice in geometry.slices(range.start, range.end - range.start) {
+                    if !slice.pad {
+                        let key = FileKey { listing, file: slice.file.get() };
+                        let kind = TaskKind::Write {
+                            offset_bytes: slice.file_offset,
+                            buf: frozen.clone(),
+                            start: (at - begin) as usize,
+                            len: slice.len as usize,
+                        };
+                        tasks.push(DiskTask { key, class: Class::Foreground, job, kind });
+                    }
+                    at += slice.len;
+                }
+            }
+            self.begin_write(listing, job, vec![stored], tasks);
         }
         self.send_touches(listing);
         self.look_whether_complete(listing);
+    }
+
+    /// Submits the writes of extents; these are written when all of them have ended.
+    pub(super) fn begin_write(
+        &mut self,
+        listing: ListingId,
+        job: u64,
+        extents: Vec<Stored>,
+        tasks: Vec<DiskTask>,
+    ) {
+        let left = tasks.len();
+        self.jobs.insert(job, Job::Write(WriteJob { listing, extents, left }));
+        for task in tasks {
+            self.disk_submit(task);
+        }
+        if left == 0 {
+            self.extents_written(job);
+        }
     }
 
     /// Says to every peer which pieces can be had here now.
@@ -195,7 +228,7 @@ impl Shard {
             Some(Job::Write(write)) => {
                 write.left -= 1;
                 if write.left == 0 {
-                    self.extent_written(job);
+                    self.extents_written(job);
                 }
             }
             Some(Job::Spill(spill)) => {
@@ -219,10 +252,17 @@ impl Shard {
         }
     }
 
-    fn extent_written(&mut self, job: u64) {
+    fn extents_written(&mut self, job: u64) {
         let Some(Job::Write(write)) = self.jobs.remove(&job) else { return };
-        let WriteJob { listing, extent, pieces, cached, .. } = write;
-        self.cache.unpin(ExtentKey { listing, extent: extent.get() }, cached);
+        let listing = write.listing;
+        for Stored { extent, pieces, cached, .. } in write.extents {
+            self.cache.unpin(ExtentKey { listing, extent: extent.get() }, cached);
+            self.pieces_written(listing, &pieces);
+        }
+        self.look_whether_complete(listing);
+    }
+
+    fn pieces_written(&mut self, listing: ListingId, pieces: &RunSet) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         // A write that went through shows that the disk is well again.
@@ -249,7 +289,6 @@ impl Shard {
         for piece in written {
             self.commit_piece(listing, piece.get(), u64::from(geometry.piece_data_len(piece)));
         }
-        self.look_whether_complete(listing);
     }
 
     /// Commits at once when the last piece of a listing is written, and tells when it is durable.
