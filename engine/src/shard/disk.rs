@@ -241,7 +241,8 @@ impl Shard {
             waiting: VecDeque::new(),
         };
         let is_short = len_bytes.is_some_and(|len_bytes| len_bytes <= PUT_LEN_MAX);
-        if let (TaskKind::Write { .. }, Some(len_bytes), true) = (&first.kind, len_bytes, is_short) {
+        if let (TaskKind::Write { .. }, Some(len_bytes), true) = (&first.kind, len_bytes, is_short)
+        {
             self.disk.files.insert(key, file);
             self.put_file(root, path, mode, len_bytes, first);
             return;

@@ -12,9 +12,9 @@ use std::ops::Range;
 use ringseed_core::geometry::{ExtentIndex, Geometry};
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent};
 
+use super::Shard;
 use super::disk::{Class, DiskTask, FileKey, PUT_LEN_MAX, TaskKind};
 use super::writing::Stored;
-use super::Shard;
 use crate::api::ListingId;
 
 /// What is written past the page cache begins and ends at a multiple of this, in bytes: a page, and a block of

@@ -146,7 +146,8 @@ impl DataFile {
             }
             None => DataFile::open(root, rel, true, false)?,
         };
-        let is_whole = offset_bytes == 0 && len as u64 == len_bytes && opened.len_bytes <= len_bytes;
+        let is_whole =
+            offset_bytes == 0 && len as u64 == len_bytes && opened.len_bytes <= len_bytes;
         if !is_whole && opened.len_bytes != len_bytes {
             rustix::fs::ftruncate(&opened.file.buffered, len_bytes)?;
         }

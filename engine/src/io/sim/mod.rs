@@ -151,7 +151,11 @@ enum Event {
 }
 
 enum DiskJob {
-    Open { root: PathBuf, path: PathBuf, mode: OpenMode },
+    Open {
+        root: PathBuf,
+        path: PathBuf,
+        mode: OpenMode,
+    },
     Put {
         root: PathBuf,
         path: PathBuf,
@@ -161,14 +165,44 @@ enum DiskJob {
         start: usize,
         len: usize,
     },
-    Read { inode: u64, at: u64, buf: ExtentMut, start: usize, len: usize },
-    Write { inode: u64, at: u64, buf: Extent, start: usize, len: usize },
-    WriteSmall { inode: u64, at: u64, data: Vec<u8> },
-    Sync { inode: u64, mark: u64 },
-    Allocate { inode: u64, len_bytes: u64 },
-    RemoveTree { root: PathBuf, path: PathBuf },
-    Aside { job: Aside, step: AsideStep },
-    Close { inode: u64 },
+    Read {
+        inode: u64,
+        at: u64,
+        buf: ExtentMut,
+        start: usize,
+        len: usize,
+    },
+    Write {
+        inode: u64,
+        at: u64,
+        buf: Extent,
+        start: usize,
+        len: usize,
+    },
+    WriteSmall {
+        inode: u64,
+        at: u64,
+        data: Vec<u8>,
+    },
+    Sync {
+        inode: u64,
+        mark: u64,
+    },
+    Allocate {
+        inode: u64,
+        len_bytes: u64,
+    },
+    RemoveTree {
+        root: PathBuf,
+        path: PathBuf,
+    },
+    Aside {
+        job: Aside,
+        step: AsideStep,
+    },
+    Close {
+        inode: u64,
+    },
 }
 
 impl<M: Machine> World<M> {
