@@ -405,15 +405,21 @@ impl Link {
                     self.advance(now, took as u32); // at most a block
                 }
                 PlanSlot::Small { .. } | PlanSlot::Block { .. } => {
-                    // Not what was predicted: out of the places, into one line, read again.
-                    scratch.clear();
+                    // Not what was predicted: out of the places, slot by slot, and read again. Mostly a
+                    // message came between, and each block moves down by its length.
                     for (index, slot) in plan.iter().enumerate().skip(index) {
                         let took = left.min(slot.len_bytes());
+                        if took == 0 {
+                            break;
+                        }
+                        scratch.clear();
                         scratch.extend_from_slice(&landed.slot(index)[..took]);
+                        let unread = &plan[index + 1..];
+                        self.feed(now, scratch, &mut Behind { landed, unread })?;
                         left -= took;
                     }
                     assert_eq!(left, 0, "more landed than was planned");
-                    return self.feed(now, scratch, landed);
+                    return Ok(());
                 }
             }
             left -= took;
@@ -708,8 +714,8 @@ impl MidBlock {
 
     /// From here on the payload finds no place.
     fn keep(&mut self) {
-        let from_offset = self.filled;
-        self.kept.get_or_insert_with(|| Kept { from_offset, bytes: Vec::new() });
+        let (from_offset, rest) = (self.filled, self.rest_of_block() as usize); // at most a block
+        self.kept.get_or_insert_with(|| Kept { from_offset, bytes: Vec::with_capacity(rest) });
     }
 
     /// Puts the next bytes of the payload where they belong.
@@ -727,6 +733,28 @@ impl MidBlock {
         if let Some(kept) = &mut self.kept {
             kept.bytes.extend_from_slice(bytes);
         }
+    }
+}
+
+/// The places of a plan while the stream is moved out of its slots: those of slots that are not read yet hold
+/// other bytes of the stream. A block that came before its turn finds no place and is kept.
+struct Behind<'a> {
+    landed: &'a mut dyn Landed,
+    unread: &'a [PlanSlot],
+}
+
+impl Landed for Behind<'_> {
+    fn slot(&mut self, index: usize) -> &mut [u8] {
+        self.landed.slot(index)
+    }
+
+    fn place(&mut self, channel: ChannelId, block: BlockRef) -> Option<&mut [u8]> {
+        let holds_stream = |slot: &PlanSlot| match *slot {
+            PlanSlot::Block { block: planned, .. } => planned == block,
+            PlanSlot::Small { .. } => false,
+        };
+        let is_unread = self.unread.iter().any(holds_stream);
+        if is_unread { None } else { self.landed.place(channel, block) }
     }
 }
 

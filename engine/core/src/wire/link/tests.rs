@@ -663,3 +663,24 @@ fn two_links_exchange_a_torrent() {
     assert_eq!(leech.blocks.len(), all_blocks().len());
     assert!(leech.blocks.iter().all(|(&block, data)| *data == payload(block)));
 }
+
+/// A message between blocks moved every block behind it through memory of its own, which was fresh each time: a
+/// fifth of what receiving v2 cost. Now they move down within their places.
+#[test]
+fn blocks_behind_an_unforeseen_message_move_down_in_place() {
+    let blocks = all_blocks();
+    let mut bench = Bench::asking(&blocks);
+    let mut stream = piece_message(blocks[0]);
+    stream.extend(encoded(&[Message::Have(3)]));
+    stream.extend(blocks[1..].iter().flat_map(|&block| piece_message(block)));
+    let len = bench.receive_some(&stream, usize::MAX).unwrap();
+    bench.receive(&stream[len..]).unwrap();
+    let is_kept =
+        |event: &ChannelEvent| matches!(event, ChannelEvent::Block { kept: Some(_), .. });
+    assert!(!bench.channel_events().iter().any(is_kept));
+    assert_eq!(bench.blocks.len(), blocks.len());
+    for (block, data) in &bench.blocks {
+        assert_eq!(*data, payload(*block));
+    }
+    assert!(bench.link.scratch.capacity() <= 2 * BLOCK_LEN as usize, "more than a slot was copied");
+}
