@@ -1,7 +1,8 @@
 //! Extents kept in memory for serving: what has just been verified, what was read for a peer.
 //!
 //! Scan-resistant: an extent enters on probation, first in first out, and only a second use moves it
-//! to the main part, which is kept in order of use. A peer that reads a petabyte once pushes out
+//! to the main part, which is kept in order of use. The main part leaves a quarter to those on probation, or
+//! what is read ahead for a peer would be gone before its turn. A peer that reads a petabyte once pushes out
 //! nothing but what came in the same way. Extents whose write has not ended are pinned: until then
 //! memory is the only place they can be served from.
 
@@ -27,6 +28,8 @@ pub(super) struct Cache {
     probation: BTreeMap<u64, (ExtentKey, u64)>,
     main: BTreeMap<u64, (ExtentKey, u64)>,
     next: u64,
+    /// Extents that came, ever.
+    arrivals: u64,
     /// Extents kept at most, pinned ones not counted.
     len_max: usize,
 }
@@ -39,6 +42,8 @@ struct Entry {
     pinned: bool,
     /// Key in `probation` or `main`; none while pinned.
     order: u64,
+    /// How many had come before it.
+    arrival: u64,
     is_main: bool,
 }
 
@@ -46,14 +51,15 @@ impl Cache {
     /// A cache of at most `len_max` extents.
     pub fn new(len_max: usize) -> Self {
         let (probation, main) = (BTreeMap::new(), BTreeMap::new());
-        Cache { entries: BTreeMap::new(), probation, main, next: 0, len_max }
+        Cache { entries: BTreeMap::new(), probation, main, next: 0, arrivals: 0, len_max }
     }
 
     /// Puts an extent in; returns the name of the entry for [`Cache::unpin`].
     pub fn insert(&mut self, key: ExtentKey, extent: Extent, pieces: RunSet, pinned: bool) -> u64 {
         self.next += 1;
-        let order = self.next;
-        let entry = Entry { extent, pieces, pinned, order, is_main: false };
+        self.arrivals += 1;
+        let (order, arrival) = (self.next, self.arrivals);
+        let entry = Entry { extent, pieces, pinned, order, arrival, is_main: false };
         self.entries.insert((key, order), entry);
         if !pinned {
             self.probation.insert(order, (key, order));
@@ -82,7 +88,7 @@ impl Cache {
             from.remove(&entry.order);
             // A second use soon after the first is one peer reading block after block of the same
             // extent: only what outlived other arrivals has shown that it is wanted again.
-            let outlived = used - entry.order > 4 * self.len_max as u64;
+            let outlived = self.arrivals - entry.arrival > self.len_max as u64 / 4;
             if entry.is_main || outlived {
                 (entry.is_main, entry.order) = (true, used);
                 self.main.insert(used, name);
@@ -90,7 +96,12 @@ impl Cache {
                 self.probation.insert(entry.order, name);
             }
         }
-        Some(entry.extent.clone())
+        let extent = entry.extent.clone();
+        if self.main.len() > self.len_max - self.len_max.div_ceil(4) {
+            let oldest = self.main.pop_first();
+            oldest.and_then(|(_, name)| self.entries.remove(&name));
+        }
+        Some(extent)
     }
 
     /// Whether the extent is here with that piece; not counted as a use.
@@ -199,14 +210,47 @@ mod tests {
         let arena = Arena::new(64 << 20).unwrap();
         let mut cache = Cache::new(8);
         cache.insert(key(0), extent(&arena), pieces(0, 1), false);
-        for _ in 0..40 {
-            cache.get(key(0), 0);
+        for scanned in 1..6 {
+            cache.insert(key(scanned), extent(&arena), pieces(scanned, 1), false);
         }
-        for scanned in 1..100 {
+        cache.get(key(0), 0);
+        for scanned in 6..100 {
             cache.insert(key(scanned), extent(&arena), pieces(scanned, 1), false);
         }
         assert!(cache.contains(key(0), 0));
         cache.forget(ListingId(1));
         assert_eq!(arena.in_use(), 0);
+    }
+
+    /// Block after block of one extent counted as use after use, until everything a peer had read was in the main
+    /// part, and what was read ahead for it next had no room: each extent was read twice.
+    #[test]
+    fn one_reader_does_not_fill_the_main_part() {
+        let arena = Arena::new(64 << 20).unwrap();
+        let mut cache = Cache::new(16);
+        for ahead in 0..100 {
+            cache.insert(key(ahead), extent(&arena), pieces(ahead, 1), false);
+            for read in ahead.saturating_sub(3)..=ahead {
+                (0..16).for_each(|_| assert!(cache.get(key(read), read).is_some()));
+            }
+        }
+        assert!(cache.main.is_empty(), "{} extents", cache.main.len());
+    }
+
+    /// However much is used again, what comes next has room until its turn.
+    #[test]
+    fn those_on_probation_have_their_quarter() {
+        let arena = Arena::new(64 << 20).unwrap();
+        let mut cache = Cache::new(16);
+        let insert = |cache: &mut Cache, at: u32| {
+            cache.insert(key(at), extent(&arena), pieces(at, 1), true)
+        };
+        let names: Vec<u64> = (0..16).map(|at| insert(&mut cache, at)).collect();
+        (0..).zip(names).for_each(|(at, name)| cache.unpin(key(at), name));
+        (16..22).for_each(|at| drop(insert(&mut cache, at)));
+        (0..16).for_each(|used| drop(cache.get(key(used), used)));
+        assert_eq!(cache.main.len(), 12);
+        (64..68).for_each(|at| drop(cache.insert(key(at), extent(&arena), pieces(at, 1), false)));
+        assert!((64..68).all(|at| cache.contains(key(at), at)));
     }
 }

@@ -4,7 +4,7 @@
 //! it at the end (deficit round robin), so that many small requests and few large ones get the same.
 //! A connection has one send in flight: what its socket does not take now is not pinned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,28 @@ pub(super) struct Reads {
     starving: Vec<ConnId>,
     /// When a turn will look at them although nothing else happens.
     retry_at: Option<Instant>,
+}
+
+/// The extents that the first requests of a connection touch: only these are read ahead and held for it.
+/// Small pieces asked for at random touch an extent each, all over the torrent.
+#[derive(Debug, Default)]
+struct Nearest {
+    extents: Vec<ExtentIndex>,
+}
+
+impl Nearest {
+    /// Takes the extents of the next request in. False when it touches one that is too far away.
+    fn takes(&mut self, geometry: &Geometry, block: BlockRef) -> bool {
+        geometry.extent_parts(block).all(|part| {
+            // Requests come in order: mostly it is the last one.
+            let is_known = self.extents.iter().rev().any(|&extent| extent == part.extent);
+            let has_room = self.extents.len() < HELD_MAX;
+            if !is_known && has_room {
+                self.extents.push(part.extent);
+            }
+            is_known || has_room
+        })
+    }
 }
 
 /// A read of an extent, part by part.
@@ -153,6 +175,7 @@ impl Shard {
         let parts_queued: usize = conn.served.iter().map(|served| served.parts.len() + 1).sum();
         let mut parts_left = BLOCK_PARTS_MAX.saturating_sub(parts_queued);
         let mut missing: Vec<ExtentIndex> = Vec::new();
+        let mut nearest = Nearest::default();
         for block in wanted {
             let Some(active) = self.active.get(&listing) else { return };
             let is_had = active.have.get(block.piece())
@@ -164,7 +187,13 @@ impl Shard {
                 }
                 continue;
             }
+            let is_near = nearest.takes(&geometry, block);
+            let missing_before = missing.len();
             let parts = self.parts_of(id, listing, &geometry, block, &mut missing);
+            if !is_near && missing.len() > missing_before {
+                missing.truncate(missing_before);
+                break; // read now, it would be let go below and read again and again
+            }
             if !missing.is_empty() {
                 if missing.len() >= READ_AHEAD {
                     break;
@@ -209,17 +238,13 @@ impl Shard {
         if conn.held.is_empty() {
             return;
         }
-        // Small pieces asked for at random touch an extent each, all over the torrent.
-        let mut wanted = BTreeSet::new();
-        let requests = conn.link.channel(ChannelId::STOCK).into_iter();
-        for block in requests.flat_map(|channel| channel.peer_requests().take(2 * BLOCK_PARTS_MAX))
-        {
-            wanted.extend(geometry.extent_parts(block).map(|part| part.extent));
-            if wanted.len() >= HELD_MAX {
-                break;
-            }
-        }
-        conn.held.retain(|held| wanted.contains(&held.extent));
+        let mut nearest = Nearest::default();
+        let channel = conn.link.channel(ChannelId::STOCK).into_iter();
+        channel
+            .flat_map(|channel| channel.peer_requests().take(2 * BLOCK_PARTS_MAX))
+            .take_while(|&block| nearest.takes(geometry, block))
+            .for_each(drop);
+        conn.held.retain(|held| nearest.extents.contains(&held.extent));
     }
 
     /// Extents that are held or being read for connections.
