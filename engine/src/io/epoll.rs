@@ -140,7 +140,7 @@ impl EpollDriver {
         let now = Instant::now();
         for event in events.drain(..) {
             match event.data.u64() {
-                DATA_WAKE => {}
+                DATA_WAKE => self.waker.drain(),
                 data if data > DATA_LISTEN - LISTENERS_MAX => {
                     self.accept((DATA_LISTEN - data) as usize)?;
                 }

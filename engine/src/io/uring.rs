@@ -35,8 +35,6 @@ const TOKEN_LISTEN: u64 = 1;
 pub struct UringDriver {
     ring: Ring,
     waker: Waker,
-    /// The ring has seen the waker's descriptor readable: it is to be emptied, or it would be seen so again.
-    is_woken: bool,
     disk: DiskPool,
     files: Files,
     /// Files to close, all of a turn in one job.
@@ -100,7 +98,6 @@ impl UringDriver {
         Ok(UringDriver {
             ring,
             waker,
-            is_woken: false,
             disk,
             files: Files::default(),
             closing: Vec::new(),
@@ -201,9 +198,7 @@ impl UringDriver {
         if self.zero_copy == ZeroCopyState::On {
             self.watch_zero_copy();
         }
-        // Asking the descriptor costs a call, so it is asked when there is a reason to.
-        let is_woken = std::mem::take(&mut self.is_woken) || self.waker.is_pending();
-        if is_woken && self.waker.take() {
+        if self.waker.take() {
             while let Some(report) = self.disk.try_report() {
                 self.files.handle(report, &mut self.done);
             }
@@ -356,7 +351,7 @@ impl UringDriver {
     fn handle(&mut self, finished: Finished) {
         match (finished.token, finished.outcome) {
             (TOKEN_WAKE, _) => {
-                self.is_woken = true;
+                self.waker.drain();
                 self.ring.start(TOKEN_WAKE, Task::PollIn { fd: self.waker.shared_fd() });
             }
             (token, Outcome::Accepted(accepted)) => {

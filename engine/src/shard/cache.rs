@@ -242,9 +242,8 @@ mod tests {
     fn those_on_probation_have_their_quarter() {
         let arena = Arena::new(64 << 20).unwrap();
         let mut cache = Cache::new(16);
-        let insert = |cache: &mut Cache, at: u32| {
-            cache.insert(key(at), extent(&arena), pieces(at, 1), true)
-        };
+        let insert =
+            |cache: &mut Cache, at: u32| cache.insert(key(at), extent(&arena), pieces(at, 1), true);
         let names: Vec<u64> = (0..16).map(|at| insert(&mut cache, at)).collect();
         (0..).zip(names).for_each(|(at, name)| cache.unpin(key(at), name));
         (16..22).for_each(|at| drop(insert(&mut cache, at)));

@@ -221,8 +221,11 @@ impl<R: Runtime> Driver<R> {
             let completion = self.completion_of(event);
             self.done.extend(completion);
         }
-        // A wait that ended empties the eventfd, whatever the flag says: it would end at once again.
-        if (was_woken || self.waker.is_pending()) && self.waker.take() {
+        if was_woken {
+            // Whatever the flag says: the next wait would end at once again.
+            self.waker.drain();
+        }
+        if self.waker.take() {
             while let Some(completion) = self.files.next_done() {
                 self.done.push_back(completion);
             }

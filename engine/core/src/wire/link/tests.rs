@@ -675,8 +675,7 @@ fn blocks_behind_an_unforeseen_message_move_down_in_place() {
     stream.extend(blocks[1..].iter().flat_map(|&block| piece_message(block)));
     let len = bench.receive_some(&stream, usize::MAX).unwrap();
     bench.receive(&stream[len..]).unwrap();
-    let is_kept =
-        |event: &ChannelEvent| matches!(event, ChannelEvent::Block { kept: Some(_), .. });
+    let is_kept = |event: &ChannelEvent| matches!(event, ChannelEvent::Block { kept: Some(_), .. });
     assert!(!bench.channel_events().iter().any(is_kept));
     assert_eq!(bench.blocks.len(), blocks.len());
     for (block, data) in &bench.blocks {
