@@ -13,6 +13,7 @@ use ringseed_sys::hash;
 
 use super::Shard;
 use super::listing::{Active, Stage};
+use super::peer::Conn;
 use super::timers::Timer;
 use crate::api::{ListingError, ListingId};
 
@@ -26,8 +27,9 @@ const LANES: usize = 16;
 /// Bytes of whole pieces that wait for each other at most: what the third-level cache keeps, and a
 /// quarter of the smallest arena.
 const HELD_MAX_BYTES: u64 = 16 << 20;
-/// When no block has come for this long, what there is is hashed.
-const LULL: Duration = Duration::from_millis(1);
+/// When no block has come for this long, what there is is hashed. A sender that shares a core with us is away for
+/// a slice of the scheduler, about 3 ms, and has not stopped.
+const LULL: Duration = Duration::from_millis(5);
 /// No whole piece waits longer than this for others.
 const HELD_MAX: Duration = Duration::from_millis(20);
 
@@ -140,7 +142,8 @@ impl Shard {
 
     /// Whether these whole pieces wait a moment for others, so that SHA-1 finds its lanes busy. Blocks
     /// of one connection come in order, one piece after the other: without this each would be hashed
-    /// alone. v2 does not need it, a single receive brings dozens of leaves.
+    /// alone. v2 does not need it, a single receive brings dozens of leaves. When nothing more has been
+    /// asked for, nothing is waited for.
     fn hold_for_lanes(&mut self, pieces: &[(ListingId, PieceIndex)]) -> bool {
         let len_bytes = |&(listing, piece): &(ListingId, PieceIndex)| {
             let geometry = self.active.get(&listing).and_then(Active::geometry);
@@ -149,15 +152,26 @@ impl Shard {
         let held_bytes: u64 = pieces.iter().map(len_bytes).sum();
         let lull_at = self.hashing.last_landed.map_or(self.now, |at| at + LULL);
         let since = *self.hashing.held_since.get_or_insert(self.now);
-        let is_due = self.now >= lull_at.min(since + HELD_MAX);
+        let due_at = lull_at.min(since + HELD_MAX);
         let is_full = pieces.len() >= LANES || held_bytes >= HELD_MAX_BYTES;
         let is_pressed = !self.starving.is_empty() || self.is_stopping;
-        if pieces.is_empty() || is_due || is_full || is_pressed {
+        if self.now >= due_at || is_full || is_pressed || !self.awaits_blocks_of(pieces) {
             self.hashing.held_since = None;
             return false;
         }
-        self.timers.set(lull_at, Timer::Hash);
+        self.timers.set(due_at, Timer::Hash);
         true
+    }
+
+    /// Whether somebody has been asked for blocks of the listings that these pieces belong to.
+    fn awaits_blocks_of(&self, pieces: &[(ListingId, PieceIndex)]) -> bool {
+        let mut listings: Vec<ListingId> = pieces.iter().map(|&(listing, _)| listing).collect();
+        listings.dedup();
+        listings.iter().filter_map(|listing| self.active.get(listing)).any(|active| {
+            let channel = |id| self.conns.get(id).and_then(Conn::channel);
+            let mut channels = active.conns.iter().filter_map(channel);
+            channels.any(|channel| channel.outstanding_count() > 0)
+        })
     }
 
     fn is_partly_spilled(&self, listing: ListingId, piece: PieceIndex) -> bool {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
-use ringseed_sys::arena::ExtentMut;
+use ringseed_sys::arena::{Extent, ExtentMut};
 
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
@@ -83,6 +83,14 @@ pub(super) struct ReadJob {
     pub parts: Vec<(u32, u64, usize, usize)>,
     /// Of a check: parts of the extent that are not there, position and length.
     pub holes: Vec<(usize, usize)>,
+}
+
+/// An extent that was found in memory with the bytes of a piece.
+struct InMemory {
+    extent: ExtentIndex,
+    piece: u32,
+    data: Extent,
+    is_cached: bool,
 }
 
 impl Reads {
@@ -176,6 +184,7 @@ impl Shard {
         let mut parts_left = BLOCK_PARTS_MAX.saturating_sub(parts_queued);
         let mut missing: Vec<ExtentIndex> = Vec::new();
         let mut nearest = Nearest::default();
+        let mut last = None;
         for block in wanted {
             let Some(active) = self.active.get(&listing) else { return };
             let is_had = active.have.get(block.piece())
@@ -189,7 +198,7 @@ impl Shard {
             }
             let is_near = nearest.takes(&geometry, block);
             let missing_before = missing.len();
-            let parts = self.parts_of(id, listing, &geometry, block, &mut missing);
+            let parts = self.parts_of(id, listing, &geometry, block, &mut last, &mut missing);
             if !is_near && missing.len() > missing_before {
                 missing.truncate(missing_before);
                 break; // read now, it would be let go below and read again and again
@@ -259,39 +268,54 @@ impl Shard {
         self.conns.values().map(|conn| conn.held.len()).sum()
     }
 
-    /// Where the bytes of a block are in memory; extents that are not are added to `missing`.
+    /// Where the bytes of a block are in memory; extents that are not are added to `missing`. `last` is what was
+    /// found last: the next block mostly lies in the same extent.
     fn parts_of(
         &mut self,
         id: ConnId,
         listing: ListingId,
         geometry: &Geometry,
         block: BlockRef,
+        last: &mut Option<InMemory>,
         missing: &mut Vec<ExtentIndex>,
-    ) -> Vec<(ringseed_sys::arena::Extent, usize, usize)> {
-        let mut parts = Vec::new();
+    ) -> Vec<(Extent, usize, usize)> {
+        let mut parts = Vec::with_capacity(1);
+        let piece = block.piece().get();
         for part in geometry.extent_parts(block) {
             let (start, len) = (part.offset as usize, part.len as usize);
-            let piece = block.piece().get();
-            let held = self.conns.get(&id).and_then(|conn| {
-                let is_it =
-                    |held: &&Held| held.extent == part.extent && held.pieces.contains(piece);
-                conn.held.iter().find(is_it)
-            });
-            if let Some(held) = held {
-                parts.push((held.data.clone(), start, len));
-                continue;
+            if last.as_ref().is_none_or(|last| (last.extent, last.piece) != (part.extent, piece)) {
+                *last = self.in_memory(id, listing, part.extent, piece);
             }
-            let key = ExtentKey { listing, extent: part.extent.get() };
-            match self.cache.get(key, piece) {
-                Some(extent) => {
-                    self.counters.read_cache_bytes.add(len as u64);
-                    parts.push((extent, start, len));
+            match last {
+                Some(found) => {
+                    if found.is_cached {
+                        self.counters.read_cache_bytes.add(len as u64);
+                    }
+                    parts.push((found.data.clone(), start, len));
                 }
                 None if missing.contains(&part.extent) => {}
                 None => missing.push(part.extent),
             }
         }
         parts
+    }
+
+    /// An extent with the bytes of a piece, if the connection holds it or the cache has it.
+    fn in_memory(
+        &mut self,
+        id: ConnId,
+        listing: ListingId,
+        extent: ExtentIndex,
+        piece: u32,
+    ) -> Option<InMemory> {
+        let is_it = |held: &&Held| held.extent == extent && held.pieces.contains(piece);
+        let held = self.conns.get(&id).and_then(|conn| conn.held.iter().find(is_it));
+        if let Some(held) = held {
+            return Some(InMemory { extent, piece, data: held.data.clone(), is_cached: false });
+        }
+        let key = ExtentKey { listing, extent: extent.get() };
+        let data = self.cache.get(key, piece)?;
+        Some(InMemory { extent, piece, data, is_cached: true })
     }
 
     /// Reads an extent for a connection, or lets it wait for the read under way. `is_ahead`: the
