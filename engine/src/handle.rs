@@ -29,7 +29,7 @@ use crate::shard::command::{Command, CommandQueue, Counter, Counters, KnownMetai
 use crate::shard::mesh::Mesh;
 use crate::shard::{Shard, ShardParts, key_of, name_of};
 use crate::store::journal::ListingKey;
-use crate::store::{self, StateDir};
+use crate::store::{self, LeafFile, StateDir};
 
 /// A running engine. Clones are handles to the same one; it runs until [`Engine::shutdown`] or until
 /// the last handle is dropped.
@@ -226,6 +226,16 @@ impl Engine {
             None => answers.next().unwrap_or(Err(EngineError::Stopped)),
         };
         results.into_iter().map(answer).collect()
+    }
+
+    /// An empty leaf sidecar, for a torrent that is to be made of data and then added with
+    /// [`AddListing::known_complete`]: given to [`CreateOptions`](crate::offline::CreateOptions) it takes the leaves in, and
+    /// [`LeafFile::keep`] puts it where the listing looks for them.
+    ///
+    /// # Errors
+    /// What `open(2)` says in the state folder.
+    pub fn new_leaf_file(&self) -> io::Result<Arc<LeafFile>> {
+        LeafFile::new(self.inner.state.dir().clone()).map(Arc::new)
     }
 
     /// Replaces the addresses that the listing is fetched from. Connections that are up stay up.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
+use ringseed_core::geometry::BLOCK_LEN;
 use ringseed_core::magnet::InfoHashes;
+use ringseed_core::merkle;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_sys::arena::Arena;
 use ringseed_sys::dir::DirHandle;
@@ -174,6 +176,20 @@ impl SimMarket {
                 .place_file(node, &root, file.path().as_path(), content)
                 .expect("room for it");
         }
+    }
+
+    /// Puts the leaf sidecar of a torrent on a node's disk, as whoever made the torrent has it.
+    pub fn place_leaves(&mut self, node: usize, metainfo: &Metainfo, source: &Path) {
+        let info = metainfo.info();
+        let mut sidecar = Vec::new();
+        for file in info.files().filter(|file| !file.pad) {
+            let content =
+                std::fs::read(source.join(file.path().as_path())).expect("a file of the source");
+            sidecar.extend(content.chunks(BLOCK_LEN as usize).flat_map(merkle::leaf));
+        }
+        let path = store::leaves_path(&info.info_hash_v2().expect("a v2 view"));
+        let state = self.state_dir(node);
+        self.world.place_file(node, &state, &path, sidecar).expect("room for it");
     }
 
     /// Files of a torrent that a node's disk does not hold as they lie in `source`.

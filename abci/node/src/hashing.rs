@@ -3,13 +3,14 @@
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 use ringseed_core::metainfo::create::{Source, SourceFile};
-use ringseed_engine::offline::{self, CreateOptions, IoMode, OfflineError, ReadOptions};
+use ringseed_engine::offline::{self, CreateOptions, IoMode, LeafFile, OfflineError, ReadOptions};
 use ringseed_sys::dir::DirHandle;
 
 use crate::error::{Code, Error, Result};
@@ -119,6 +120,21 @@ pub fn make(
     interrupt: &Interrupt,
     progress: impl FnMut(u64, u64),
 ) -> Result<Metainfo> {
+    make_with_leaves(found, options, copy_to, None, interrupt, progress)
+}
+
+/// As [`make`]; the leaves go to `leaves` on the way.
+///
+/// # Errors
+/// As [`make`]: what goes wrong with the leaves alone is told by [`LeafFile::keep`].
+pub fn make_with_leaves(
+    found: &Found,
+    options: Options,
+    copy_to: Option<&Path>,
+    leaves: Option<Arc<LeafFile>>,
+    interrupt: &Interrupt,
+    progress: impl FnMut(u64, u64),
+) -> Result<Metainfo> {
     let parent =
         DirHandle::open(&found.parent).map_err(|error| Error::io("open", &found.parent, error))?;
     let relative = |path: &PathBuf| {
@@ -137,6 +153,7 @@ pub fn make(
         piece_len_bytes: options.piece_len_bytes,
         private: options.is_private,
         reading: reading(options.io, interrupt),
+        leaves,
         ..CreateOptions::default()
     };
     let made = watched(progress, |tell| offline::create_found(listed, copy_to, &options, tell));

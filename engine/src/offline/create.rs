@@ -18,6 +18,7 @@ use super::queue::{Absent, PieceDigests, Target, Targets};
 use super::read::{IoMode, OpenFile, ReadOptions};
 use super::walk::{Found, Skipped, Unreadable, walk};
 use super::{OfflineError, Progress, hash_all};
+use crate::store::{LeafFile, first_leaf, leaf_bases};
 
 /// How a torrent is made.
 #[derive(Clone, Debug)]
@@ -35,6 +36,9 @@ pub struct CreateOptions {
     pub unreadable: Unreadable,
     /// How the files are read.
     pub reading: ReadOptions,
+    /// Where the leaves go, which answer peers that look for one bad block. What goes wrong there stops
+    /// nothing; it is told by [`LeafFile::keep`].
+    pub leaves: Option<Arc<LeafFile>>,
 }
 
 impl Default for CreateOptions {
@@ -46,6 +50,7 @@ impl Default for CreateOptions {
             name: None,
             unreadable: Unreadable::Refuse,
             reading: ReadOptions::default(),
+            leaves: None,
         }
     }
 }
@@ -152,7 +157,9 @@ fn hash(
     let mut builder = Builder::new(layout.clone());
     builder.set_private(options.private);
     let digests = Mutex::new(Digests { builder, layers: BTreeMap::new() });
-    let made = Made { found, layout, import, digests: &digests };
+    let leaf_bases = leaf_bases(layout.geometry());
+    let leaves = options.leaves.as_deref().map(|file| (file, leaf_bases.as_slice()));
+    let made = Made { found, layout, import, leaves, digests: &digests };
     let total_bytes = layout.geometry().payload_len();
     hash_all(&made, &found.parent, total_bytes, &options.reading, progress)?;
     made.check_lengths()?;
@@ -178,6 +185,8 @@ struct Made<'a> {
     found: &'a Found,
     layout: &'a Layout,
     import: Option<&'a Import>,
+    /// Where leaves go, and the number of the first one of every file.
+    leaves: Option<(&'a LeafFile, &'a [u64])>,
     digests: &'a Mutex<Digests>,
 }
 
@@ -238,6 +247,14 @@ impl Target for Made<'_> {
         match self.import.filter(|import| import.reflink(file).is_none()) {
             Some(import) => import.write(file, offset_bytes, bytes),
             None => Ok(()),
+        }
+    }
+
+    fn handle_leaves(&self, piece: PieceIndex, leaves: &[[u8; 32]]) {
+        if let Some((file, bases)) = self.leaves
+            && let Some(first) = first_leaf(bases, self.layout.geometry(), piece)
+        {
+            file.put(first, leaves);
         }
     }
 

@@ -27,6 +27,7 @@ use ringseed_sys::process;
 use ringseed_sys::ring::Ring;
 use thiserror::Error;
 
+pub use crate::store::LeafFile;
 pub use check::{CheckReport, PieceState, Unread, check, check_many, check_with};
 pub use create::{CreateOptions, Created, create, create_and_import, create_found};
 pub use read::{IoMode, ReadOptions, ReadOrder};

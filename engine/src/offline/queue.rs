@@ -69,6 +69,9 @@ pub(super) trait Target: Send + Sync {
         Ok(())
     }
 
+    /// SHA-256 of every block of a piece with a v2 view, before the piece itself comes.
+    fn handle_leaves(&self, _piece: PieceIndex, _leaves: &[[u8; 32]]) {}
+
     /// A piece is hashed, or cannot be. Each piece comes once, in any order.
     ///
     /// # Errors

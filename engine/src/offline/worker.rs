@@ -457,7 +457,10 @@ impl<'q, 'a, R: Reads> Worker<'q, 'a, R> {
             let sha1 = piece.job.map(|_| digests.next().expect("one per job"));
             let found = match piece.absent.take() {
                 Some(absent) => Err(absent),
-                None => Ok(PieceDigests { sha1, root: root_of(geometry, raw, piece.leaves) }),
+                None => {
+                    of.target.handle_leaves(index, &piece.leaves);
+                    Ok(PieceDigests { sha1, root: root_of(geometry, raw, piece.leaves) })
+                }
             };
             of.target.handle_piece(index, found)?;
             self.queue.count(crate::shard::payload_of(geometry, index));

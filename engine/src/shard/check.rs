@@ -90,6 +90,12 @@ impl Shard {
         self.pump_check(listing);
     }
 
+    /// Whether a piece is being checked, or about to be.
+    pub(super) fn is_under_check(&self, listing: ListingId, piece: u32) -> bool {
+        let check = self.active.get(&listing).and_then(|active| active.check.as_ref());
+        check.is_some_and(|check| check.pieces.contains(piece))
+    }
+
     /// Reads ahead as far as the arena allows.
     fn pump_check(&mut self, listing: ListingId) {
         // What is under way ends; the rest is for the next run, which finds its intents.
@@ -224,7 +230,7 @@ impl Shard {
                 continue;
             }
             if self.active.get(&listing).is_some_and(|active| active.have.get(piece)) {
-                self.had_piece_checked(listing, piece, is_good, &leaves);
+                self.had_piece_checked(listing, piece, is_readable, is_good, &leaves);
                 continue;
             }
             if is_good {

@@ -285,7 +285,8 @@ impl Shard {
             return self.evict_helper(listing);
         }
         let dials = self.config.dials_as_seed && active.dialer.target_count() > 0;
-        let is_busy = !active.conns.is_empty() || active.check.is_some() || dials;
+        let is_remade = active.check.is_some() || self.remakes.has(listing);
+        let is_busy = !active.conns.is_empty() || is_remade || dials;
         if is_busy || active.stage != Stage::Running {
             // Not complete any more: the timer is set again when it is.
             if active.is_complete_told {

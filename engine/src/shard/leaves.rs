@@ -20,10 +20,8 @@ use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{Done, FileId, Op, OpenMode, ReadPath};
 use crate::store::journal::ListingKey;
-use crate::store::{RunSet, leaves_path, metainfo_path};
+use crate::store::{LEAF_LEN, RunSet, first_leaf, in_rows, leaves_path, metainfo_path};
 
-/// Length of a leaf in the sidecar, in bytes.
-const LEAF_LEN: usize = 32;
 /// Leaf reads in flight at most. Each takes an extent for a moment.
 const READS_MAX: usize = 4;
 /// Leaf reads that wait at most; further requests are rejected and may be asked again.
@@ -62,19 +60,10 @@ impl Leaves {
 
     /// What is to be written, neighbours together: byte position and bytes.
     fn take_pending(&mut self) -> Vec<(u64, Vec<u8>)> {
-        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (at, leaves) in std::mem::take(&mut self.pending) {
-            let offset_bytes = at * LEAF_LEN as u64;
-            let bytes = leaves.as_flattened();
-            match writes.last_mut() {
-                Some((begin, before)) if *begin + before.len() as u64 == offset_bytes => {
-                    before.extend_from_slice(bytes);
-                }
-                _ => writes.push((offset_bytes, bytes.to_vec())),
-            }
-            self.recent_count += leaves.len();
-            self.recent.insert(at, leaves);
-        }
+        let pending = std::mem::take(&mut self.pending);
+        let writes = in_rows(&pending);
+        self.recent_count += pending.values().map(Vec::len).sum::<usize>();
+        self.recent.extend(pending);
         if self.recent_count > RECENT_MAX / 2 {
             self.older = std::mem::take(&mut self.recent);
             self.recent_count = 0;
@@ -130,13 +119,8 @@ impl Shard {
         let Some(active) = self.active.get_mut(&listing).filter(|active| active.has_v2()) else {
             return;
         };
-        let Some((file, in_file)) = active.geometry().and_then(|all| all.piece_in_file(piece))
-        else {
-            return;
-        };
         let Some(geometry) = active.geometry() else { return };
-        let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
-        let at = active.leaf_base(file.get()) + u64::from(in_file) * per_piece;
+        let Some(at) = first_leaf(&active.leaf_bases, geometry, piece) else { return };
         active.leaves.insert(at, leaves);
     }
 
@@ -205,7 +189,12 @@ impl Shard {
                 let id = self.flights.insert(Flight::Leaves(read));
                 self.out.push_back(Op::Read { id, file, offset_bytes, buf, start: 0, len });
             }
-            Done::Opened(Err(_)) => self.end_leaf_read(read, None),
+            Done::Opened(Err(error)) => {
+                if error.kind() == io::ErrorKind::NotFound {
+                    self.sidecar_is_lost(read.listing);
+                }
+                self.end_leaf_read(read, None);
+            }
             Done::Read(result, buf) => {
                 let leaves = leaves_in(result, &buf, read.count);
                 drop(buf);
@@ -242,7 +231,11 @@ impl Shard {
         match answer {
             Some(hashes) => self.give_hashes(conn, request, &hashes),
             None if self.wait_for_leaves(&read) => {}
-            None => self.refuse_leaves(conn, request),
+            None => {
+                // Whoever asks next shall find them.
+                self.leaves_are_lost(listing, pieces_of(self.active.get(&listing), &read));
+                self.refuse_leaves(conn, request);
+            }
         }
     }
 
@@ -272,7 +265,7 @@ impl Shard {
 
     /// Leaves that are lost are made again from the data. That costs as much as serving it, so whoever
     /// asks ahead of every piece is refused first; a second time, or of another program the first time,
-    /// it is a failure that is to be looked into.
+    /// it is a failure that is to be looked into. Even then no more is hashed than `remake` allows.
     fn wait_for_leaves(&mut self, read: &LeafRead) -> bool {
         let Some(conn) = self.conns.get_mut(&read.conn) else { return false };
         let before = conn.refused_leaves.iter().position(|refused| *refused == read.request);
@@ -283,10 +276,12 @@ impl Shard {
         if let Some(at) = before {
             conn.refused_leaves.remove(at);
         }
-        let waiting = self.active.get(&read.listing).map(|active| active.leaves.waiting.len());
-        if waiting.is_none_or(|waiting| waiting >= WAITING_MAX)
-            || !self.remake_leaves(&read_range(read), read.listing)
-        {
+        let Some(active) = self.active.get(&read.listing) else { return false };
+        if active.leaves.waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        let pieces = pieces_of(Some(active), read);
+        if !self.remake_now(read.listing, pieces) {
             return false;
         }
         if let Some(active) = self.active.get_mut(&read.listing) {
@@ -318,30 +313,6 @@ impl Shard {
         }
     }
 
-    /// Hashes the pieces again whose leaves are lost. False when none of them is here.
-    fn remake_leaves(&mut self, range: &(HashRequest, u64, usize), listing: ListingId) -> bool {
-        let &(request, first, count) = range;
-        let Some(active) = self.active.get(&listing) else { return false };
-        let Some(served) = active.metadata.trees.get(&request.pieces_root) else { return false };
-        let Some(geometry) = active.geometry() else { return false };
-        let Ok(file) = geometry.file(served.file) else { return false };
-        let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
-        let last = (first + count as u64).saturating_sub(1) / per_piece;
-        let pieces: RunSet = geometry
-            .pieces_of_file(file)
-            .enumerate()
-            .filter(|(at, piece)| {
-                (first / per_piece..=last).contains(&(*at as u64)) && active.stored.get(*piece)
-            })
-            .map(|(_, piece)| piece.get())
-            .collect();
-        let is_here = !pieces.is_empty();
-        if is_here {
-            self.queue_check(listing, pieces);
-        }
-        is_here
-    }
-
     /// Removes what the state folder holds of a listing that is gone.
     pub(super) fn remove_state_files(&mut self, key: ListingKey) {
         let paths = match key {
@@ -355,14 +326,19 @@ impl Shard {
     }
 
     /// A piece that was had is hashed again. It is as it was, or it has rotted: then it is not had
-    /// any more.
+    /// any more. What cannot be read now is treated as when it was to be served.
     pub(super) fn had_piece_checked(
         &mut self,
         listing: ListingId,
         piece: PieceIndex,
+        is_readable: bool,
         is_good: bool,
         leaves: &[[u8; 32]],
     ) {
+        let pieces: RunSet = std::iter::once(piece.get()).collect();
+        if !is_readable {
+            return self.unreadable_pieces(listing, pieces);
+        }
         if is_good {
             self.keep_leaves(listing, piece, leaves);
             self.flush_leaves(listing);
@@ -370,12 +346,26 @@ impl Shard {
             return;
         }
         tracing::error!(listing = listing.0, piece = piece.get(), "a stored piece has rotted");
-        self.lose_pieces(listing, &std::iter::once(piece.get()).collect());
+        self.lose_pieces(listing, &pieces);
     }
 }
 
-fn read_range(read: &LeafRead) -> (HashRequest, u64, usize) {
-    (read.request, read.first, read.count)
+/// Pieces whose leaves a read wants, of those that are here.
+fn pieces_of(active: Option<&Active>, read: &LeafRead) -> RunSet {
+    let Some(active) = active else { return RunSet::default() };
+    let Some(served) = active.metadata.trees.get(&read.request.pieces_root) else {
+        return RunSet::default();
+    };
+    let Some(geometry) = active.geometry() else { return RunSet::default() };
+    let Ok(file) = geometry.file(served.file) else { return RunSet::default() };
+    let per_piece = u64::from(geometry.piece_len_nominal() / BLOCK_LEN);
+    let last = (read.first + read.count as u64).saturating_sub(1) / per_piece;
+    let wanted = read.first / per_piece..=last;
+    let pieces = geometry.pieces_of_file(file).enumerate();
+    pieces
+        .filter(|(at, piece)| wanted.contains(&(*at as u64)) && active.stored.get(*piece))
+        .map(|(_, piece)| piece.get())
+        .collect()
 }
 
 fn range_of(tree: &UpperTree, request: HashRequest) -> Option<HashRange> {
@@ -400,22 +390,6 @@ impl Active {
     }
 }
 
-/// Number of the first leaf of every file, pads counted as nothing.
-pub(super) fn leaf_bases(geometry: &ringseed_core::geometry::Geometry) -> Vec<u64> {
-    if !geometry.kind().has_v2() {
-        return Vec::new();
-    }
-    let mut next = 0;
-    let begin_of = |file| {
-        let begin = next;
-        if !geometry.is_pad(file) {
-            next += geometry.file_len(file).div_ceil(u64::from(BLOCK_LEN));
-        }
-        begin
-    };
-    geometry.files().map(begin_of).collect()
-}
-
 /// An extent holds the leaves that one answer may need.
 const _: () = assert!(ringseed_core::merkle::SERVED_MAX as usize * LEAF_LEN <= EXTENT_LEN_BYTES);
 
@@ -430,7 +404,10 @@ impl Shard {
 
     /// Makes leaves again as for a peer that asks for the second time.
     pub fn leaves_again(&mut self, listing: ListingId, request: HashRequest) -> bool {
-        let first = u64::from(request.index);
-        self.remake_leaves(&(request, first, request.length as usize), listing)
+        let (first, count) = (u64::from(request.index), request.length as usize);
+        let conn = ConnId(u64::MAX);
+        let read = LeafRead { conn, listing, request, first, count, offset_bytes: 0, file: None };
+        let pieces = pieces_of(self.active.get(&listing), &read);
+        self.remake_now(listing, pieces)
     }
 }

@@ -306,6 +306,7 @@ impl Shard {
         self.planning.remove(&listing);
         self.starving.remove(&listing);
         self.checks_waiting.remove(&listing);
+        self.remakes.forget(listing);
         self.jobs.retain(|_, job| match job {
             Job::Write(write) => write.listing != listing,
             Job::Read(read) => read.listing != listing,

@@ -30,6 +30,7 @@ use crate::api::{
     Identity, ListingError, ListingId, ListingState, ListingStatus, Place, SourceStatus, WaitReason,
 };
 use crate::store::journal::{JournalSlot, ListingKey, Stamp};
+use crate::store::leaf_bases;
 
 /// What an active listing is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,7 +269,7 @@ impl Active {
         self.stored = self.have.clone();
         self.durable = self.have.clone();
         self.requests = Requests::default();
-        self.leaf_bases = super::leaves::leaf_bases(&geometry);
+        self.leaf_bases = leaf_bases(&geometry);
         self.wire_ids = wire_ids_of(&Identity::Metainfo(metainfo.clone()));
         self.geometry = Some(geometry);
         self.metainfo = Some(metainfo);

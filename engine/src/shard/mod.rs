@@ -12,7 +12,7 @@
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `gather`, `disk`, `commit`: a block from request to
 //!   journal.
 //! - `blame`, `hints`: who sent bad bytes; what the fast extension says.
-//! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `dial`: a listing from its hash to its
+//! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `remake`, `dial`: a listing from its hash to its
 //!   removal.
 
 mod admit;
@@ -41,6 +41,7 @@ mod metadata;
 mod moving;
 mod peer;
 mod receive;
+mod remake;
 mod requests;
 mod serve;
 mod slots;
@@ -87,6 +88,7 @@ use mesh::{Mesh, MovedConn};
 use moving::Seat;
 use peer::{Conn, ConnId, Who};
 use receive::RecvFlight;
+use remake::Remakes;
 use serve::{ReadJob, Reads};
 use slots::Slots;
 use smallfile::SmallFile;
@@ -220,6 +222,7 @@ pub struct Shard {
     checks_waiting: BTreeSet<ListingId>,
     /// Reads of leaf sidecars in flight.
     leaf_reads: LeafReads,
+    remakes: Remakes,
     /// Extents being filled, over all listings.
     filling: usize,
 
@@ -294,6 +297,7 @@ impl Shard {
             has_lost_source: false,
             checks_waiting: BTreeSet::new(),
             leaf_reads: LeafReads::default(),
+            remakes: Remakes::default(),
             filling: 0,
             cache,
             reads: Reads::default(),
@@ -364,6 +368,7 @@ impl Shard {
             Timer::Download(listing) => self.download_allowed(listing),
             Timer::Dispute(listing) => self.disputes_timeout(listing),
             Timer::Hungry(listing) => self.still_hungry(listing),
+            Timer::Remake => self.remake_timeout(),
             // Their work is looked at in every turn; the timer only makes one happen.
             Timer::Choke => self.choke_round(),
             Timer::Commit | Timer::Upload | Timer::Hash => {}

@@ -495,15 +495,17 @@ impl Shard {
                     self.cache.insert(key, data, pieces, false);
                 }
             }
-            Err(error) => self.serving_read_failed(listing, pieces, &error),
+            Err(error) => {
+                tracing::error!(listing = listing.0, %error, "cannot read what was stored");
+                self.unreadable_pieces(listing, pieces);
+            }
         }
         waiters.into_iter().for_each(|id| self.queue_upload(id));
     }
 
     /// What should be on disk cannot be read: it is not had any more. It is read again by a check, and
     /// fetched again if that fails as well.
-    fn serving_read_failed(&mut self, listing: ListingId, pieces: RunSet, error: &io::Error) {
-        tracing::error!(listing = listing.0, %error, "cannot read what was stored");
+    pub(super) fn unreadable_pieces(&mut self, listing: ListingId, pieces: RunSet) {
         self.lose_pieces(listing, &pieces);
         self.close_files_of(listing, false);
         self.begin_check(listing, pieces);

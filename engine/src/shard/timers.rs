@@ -41,6 +41,8 @@ pub enum Timer {
     Metadata(ListingId),
     /// A bad piece has waited long enough for its leaves.
     Dispute(ListingId),
+    /// Lost leaves may be made again.
+    Remake,
 }
 
 /// What is due when, soonest first; equal times in the order they were set.

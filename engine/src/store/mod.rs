@@ -6,10 +6,12 @@
 //! log-*, checkpoint-*      the journal, see `files`
 //! meta/xx/<hash>.torrent metainfo, by the first byte of the hash and the hash: v2, else v1
 //! leaves/<v2 hash>         leaf layers, 32 bytes per leaf of 16 KiB, files in order
+//! leaves-new/<number>      the same of a torrent that is being made
 //! ```
 
 pub mod files;
 pub mod journal;
+mod leaf_file;
 mod record;
 mod replay;
 mod runs;
@@ -30,6 +32,8 @@ use crate::api::{EngineError, hex};
 use files::{Found, name_of};
 use journal::{JournalWriter, Stamp};
 
+pub use leaf_file::LeafFile;
+pub(crate) use leaf_file::{LEAF_LEN, first_leaf, in_rows, leaf_bases};
 pub use record::FileKind;
 pub use replay::{Recovered, RecoveredListing};
 pub use runs::RunSet;
@@ -224,6 +228,12 @@ pub fn open_state_dir(
         tracing::error!(name, "the journal cannot be read; set aside, checking all data");
         let aside = format!("{name}.bad");
         dir.rename(Path::new(name), Path::new(&aside)).map_err(failed("cannot rename in"))?;
+    }
+    // Left by a run that ended while it made a torrent.
+    if let Err(error) = dir.remove_tree(Path::new(leaf_file::UNFINISHED))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "unfinished leaf sidecars are not removed");
     }
     let last_log = found.last_log.clone().filter(|_| durable);
     let generation = found.generation;

@@ -480,12 +480,16 @@ fn big_seed() -> Hand {
 }
 
 fn big_seed_of(kind: Kind) -> Hand {
+    sparse_seed_of(kind, 64 << 20)
+}
+
+fn sparse_seed_of(kind: Kind, len_bytes: u64) -> Hand {
     Hand::of_kind(
         kind,
-        |dir| {
+        move |dir| {
             std::fs::create_dir_all(dir.join("data")).unwrap();
             let file = std::fs::File::create(dir.join("data/sparse.bin")).unwrap();
-            file.set_len(64 << 20).unwrap();
+            file.set_len(len_bytes).unwrap();
             // A folder of one file alone makes no v2 torrent.
             std::fs::write(dir.join("data/tail.bin"), b"x").unwrap();
         },
@@ -717,6 +721,34 @@ fn pieces_that_wait_for_a_check_are_not_checked_twice() {
     let extents = 512 * 16_384 / (256 << 10);
     assert!(hand.reads - before >= extents, "nothing was hashed again");
     assert!(hand.reads - before <= extents + 2, "{} reads of {extents}", hand.reads - before);
+}
+
+/// Strangers who ask for the leaves of everything have a quarter of a gigabyte hashed at once, and then 32 MiB
+/// a second, whatever they ask: the rest is refused.
+#[test]
+fn lost_leaves_are_made_again_no_faster_than_the_allowance() {
+    let mut hand = sparse_seed_of(Kind::V2, 512 << 20);
+    let root = hand.metainfo.info().files().next().unwrap().pieces_root.unwrap();
+    let request = |part: u32| ringseed_core::wire::HashRequest {
+        pieces_root: root,
+        base_layer: 0,
+        index: part * 512,
+        length: 512,
+        proof_layers: 0,
+    };
+    assert!(hand.shard.leaf_answer(ListingId(1), request(63)).is_some());
+    hand.turn();
+    let mut parts = 0..63;
+    let mut made = |hand: &mut Hand| {
+        parts
+            .by_ref()
+            .take_while(|&part| hand.shard.leaves_again(ListingId(1), request(part)))
+            .count()
+    };
+    assert_eq!(made(&mut hand), 256 / 8);
+    hand.pass(Duration::from_millis(1_010));
+    assert_eq!(made(&mut hand), 32 / 8);
+    assert_eq!(made(&mut hand), 0);
 }
 
 /// Requests that cross extents were counted anew with every turn. What a send had no room for, behind long

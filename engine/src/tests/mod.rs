@@ -7,6 +7,7 @@ mod door;
 mod hostile;
 mod intake;
 mod journal;
+mod leaves;
 mod limits;
 mod magnet;
 mod metadata;

@@ -72,7 +72,16 @@ pub(super) fn add(
     let options =
         Options { kind: Kind::Hybrid, piece_len_bytes: None, is_private: false, io: IoMode::Auto };
     let copy_to = staging.as_ref().map(|staging| staging.0.as_path());
-    let metainfo = hashing::make(&found, options, copy_to, &trust.interrupt, progress)?;
+    let leaves = trust.engine.new_leaf_file();
+    let leaves = leaves.inspect_err(|error| warn!(%error, "no leaf sidecar can be written")).ok();
+    let metainfo = hashing::make_with_leaves(
+        &found,
+        options,
+        copy_to,
+        leaves.clone(),
+        &trust.interrupt,
+        progress,
+    )?;
     let metainfo = Arc::new(metainfo);
     let offer = offer_of(&metainfo)?;
     let hash = offer.infohash_v2.0;
@@ -86,6 +95,11 @@ pub(super) fn add(
             .cure(format!("ringseed listing show {}", units::hex(&hash))));
     }
     let place = take_place(trust, &hash, staging, in_place.then_some(&found.parent))?;
+    if let Some(leaves) = leaves
+        && let Err(error) = leaves.keep(&hash)
+    {
+        warn!(listing = units::short_hex(&hash), %error, "its leaf sidecar cannot be kept");
+    }
     let id = engine_add(trust, &metainfo, place).inspect_err(|_| forget(trust, &hash, None))?;
     if let Some(entry) = trust.book().get_mut(&hash) {
         entry.stand = Stand::Offering(Some(id));

@@ -139,6 +139,8 @@ struct NodeState {
     upload_rate: Option<u64>,
     /// One in so many blocks that it sends has a wrong bit; 0: none.
     lies_one_in: u64,
+    /// Beside what fails everywhere.
+    read_error_ppm: u32,
     uplink_free_at: Instant,
 }
 
@@ -244,6 +246,7 @@ impl<M: Machine> World<M> {
             next_port: 32768,
             upload_rate: None,
             lies_one_in: 0,
+            read_error_ppm: 0,
             uplink_free_at: self.core.now,
         });
         self.machines.push(None);
@@ -313,6 +316,11 @@ impl<M: Machine> World<M> {
     /// 0: in none.
     pub fn set_lies(&mut self, node: usize, one_in: u64) {
         self.core.nodes[node].lies_one_in = one_in;
+    }
+
+    /// Lets so many of a million reads of one node's disk fail, beside those that fail everywhere.
+    pub fn set_read_errors(&mut self, node: usize, ppm: u32) {
+        self.core.nodes[node].read_error_ppm = ppm;
     }
 
     /// Bytes per second that a node sends at most.
@@ -726,7 +734,8 @@ impl Core {
                 Done::Put(put, buf)
             }
             DiskJob::Read { inode, at, mut buf, start, len } => {
-                let result = fails_with(rng.chance(faults.read_error_ppm));
+                let ppm = faults.read_error_ppm.max(state.read_error_ppm);
+                let result = fails_with(rng.chance(ppm));
                 let read =
                     |()| (disk.read(inode, at, &mut buf[start..start + len]), ReadPath::Direct);
                 Done::Read(result.map(read), buf)
