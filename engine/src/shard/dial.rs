@@ -254,13 +254,15 @@ impl Shard {
         let mut due = Vec::new();
         let mut targets = std::mem::take(&mut active.dialer.targets);
         for (&(addr, turn), target) in &mut targets {
-            let is_known = |peer_id: PeerId| {
-                let who = Who::of(peer_id, addr);
-                connected.contains(&(who, lane_of(turn)))
-                    || self.banned.get(&who).is_some_and(|&until| until > now)
-            };
-            if target.is_dialling || target.peer_id.is_some_and(is_known) {
+            let who = target.peer_id.map(|peer_id| Who::of(peer_id, addr));
+            let is_connected = |who| connected.contains(&(who, lane_of(turn)));
+            if target.is_dialling || who.is_some_and(is_connected) {
                 continue; // looked at again when that connection ends
+            }
+            let banned_until = who.and_then(|who| self.banned.get(&who));
+            if let Some(&until) = banned_until.filter(|&&until| until > now) {
+                next = Some(next.map_or(until, |next| next.min(until)));
+                continue;
             }
             let is_due = target.next_at <= now && due.len() < room;
             if is_due && due.len() >= places {
