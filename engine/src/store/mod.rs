@@ -148,7 +148,8 @@ pub struct LookedAt {
     pub is_fresh: bool,
     /// Files that are missing or of another length.
     pub bad_files: Vec<u32>,
-    /// All of them together.
+    /// All that hold something together. Empty ones are made again where they are missing: their names are
+    /// synced by nobody, and one that a power cut took says nothing of the data of the others.
     pub stamp: Option<Stamp>,
     /// When each changed last, in nanoseconds since 1970; 0 for pads and what is missing.
     pub changed_ns: Vec<u64>,
@@ -162,6 +163,7 @@ pub fn look_at_files(
     let files = metainfo.info().files();
     let mut found = LookedAt { is_fresh: true, ..LookedAt::default() };
     let mut stamp = Stamp { newest_ns: 0, digest: files.len() as u64 };
+    let mut is_all_there = true;
     for (number, file) in (0..).zip(files) {
         let seen = if file.pad { None } else { look(file.path().as_path()) };
         let (len_bytes, changed_ns) = seen.unwrap_or((0, 0));
@@ -169,7 +171,12 @@ pub fn look_at_files(
             found.is_fresh &= seen.is_none();
             if seen.is_none() || len_bytes != file.len_bytes {
                 found.bad_files.push(number);
+                is_all_there &= file.len_bytes == 0;
             }
+        }
+        found.changed_ns.push(changed_ns);
+        if file.len_bytes == 0 {
+            continue;
         }
         stamp.newest_ns = stamp.newest_ns.max(changed_ns);
         for word in [u64::from(number), len_bytes, changed_ns] {
@@ -177,9 +184,8 @@ pub fn look_at_files(
             stamp.digest =
                 (stamp.digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         }
-        found.changed_ns.push(changed_ns);
     }
-    found.stamp = Some(stamp).filter(|_| found.bad_files.is_empty());
+    found.stamp = Some(stamp).filter(|_| is_all_there);
     found
 }
 

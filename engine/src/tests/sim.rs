@@ -177,6 +177,31 @@ fn a_leech_converges_through_crashes() {
     }
 }
 
+/// Nobody syncs the name of an empty file, so a power cut may take it. The listing then looked as if its files
+/// had changed since it was complete, and all of it was hashed again.
+#[test]
+fn an_empty_file_that_a_power_cut_took_is_made_again_and_nothing_is_hashed() {
+    let scene = scene(Kind::Hybrid, 64 << 10);
+    let mut taken = 0;
+    for seed in 0..10 {
+        let (mut market, origin, leech) = scene.market(SimConfig::new(8000 + seed));
+        let id = scene.fetch(&mut market, leech, &[origin]);
+        assert!(market.run_until_complete(leech, id, LIMIT));
+        // The files are looked at, and that is in the journal.
+        market.world.run_for(Duration::from_secs(5));
+        market.crash(leech, Crash::Power);
+        let wrong = market.wrong_files(leech, &scene.metainfo, &scene.source);
+        taken += wrong.len();
+        assert!(wrong.iter().all(|path| path.ends_with("empty")), "seed {seed}: {wrong:?}");
+        let id = scene.fetch(&mut market, leech, &[]);
+        assert!(market.run_until_complete(leech, id, LIMIT), "seed {seed}");
+        market.world.run_for(Duration::from_secs(1));
+        assert_whole(&scene, &market, leech, &format!("seed {seed}"));
+        assert_eq!(market.counters(leech).hashed_bytes.get(), 0, "in doubt with seed {seed}");
+    }
+    assert!(taken > 0, "no power cut took a name");
+}
+
 /// What was verified and written when the process was killed is not fetched again.
 #[test]
 fn after_a_kill_nothing_written_is_fetched_twice() {
