@@ -95,7 +95,27 @@ pub(super) enum Receiving {
 #[derive(Debug)]
 pub(super) struct Served {
     pub block: BlockRef,
-    pub parts: Vec<(Extent, usize, usize)>,
+    pub parts: Parts,
+}
+
+/// Where the bytes of a block are: extent, first byte in it, length. A block lies in one extent, or in two
+/// neighbours; most have no second, so there is nothing on the heap.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub first: Option<(Extent, usize, usize)>,
+    pub second: Option<(Extent, usize, usize)>,
+}
+
+impl Parts {
+    pub fn push(&mut self, part: (Extent, usize, usize)) {
+        let place = if self.first.is_none() { &mut self.first } else { &mut self.second };
+        debug_assert!(place.is_none(), "a block lies in two extents at most");
+        *place = Some(part);
+    }
+
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + usize::from(self.second.is_some())
+    }
 }
 
 /// An extent that was read for a connection.

@@ -15,7 +15,7 @@ use ringseed_sys::arena::{Extent, ExtentMut};
 use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, TaskKind};
 use super::limits::{Allowance, Counted, Way};
-use super::peer::{CloseReason, Conn, ConnId, Held, Served};
+use super::peer::{CloseReason, Conn, ConnId, Held, Parts, Served};
 use super::timers::Timer;
 use super::{Flight, Job, Shard};
 use crate::api::ListingId;
@@ -278,8 +278,8 @@ impl Shard {
         block: BlockRef,
         last: &mut Option<InMemory>,
         missing: &mut Vec<ExtentIndex>,
-    ) -> Vec<(Extent, usize, usize)> {
-        let mut parts = Vec::with_capacity(1);
+    ) -> Parts {
+        let mut parts = Parts::default();
         let piece = block.piece().get();
         for part in geometry.extent_parts(block) {
             let (start, len) = (part.offset as usize, part.len as usize);
@@ -579,14 +579,16 @@ impl Shard {
         let mut list = std::mem::replace(&mut self.gather, GatherList::new(2, 1));
         conn.link.poll_transmit(self.now, &mut list);
         let payload = list.payload_bytes() as u64;
-        let mut buf = SendBuf { small: std::mem::take(&mut list.small), parts: Vec::new() };
+        let parts = Vec::with_capacity(list.items.len());
+        let mut buf = SendBuf { small: std::mem::take(&mut list.small), parts };
         for item in &list.items {
             match *item {
                 GatherItem::Bytes { start, len } => buf.parts.push(SendPart::Small { start, len }),
                 GatherItem::Block { block, .. } => {
                     let served = conn.served.pop_front().expect("served before it is sent");
                     assert_eq!(served.block, block, "blocks go out as they were served");
-                    for (extent, start, len) in served.parts {
+                    let Parts { first, second } = served.parts;
+                    for (extent, start, len) in first.into_iter().chain(second) {
                         buf.parts.push(SendPart::Extent { extent, start, len });
                     }
                 }

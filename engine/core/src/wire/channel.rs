@@ -7,12 +7,14 @@ mod allowance;
 mod fast;
 mod incoming;
 mod pads;
+mod request_queue;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::allowance::{Allowance, Toll};
+use self::request_queue::RequestQueue;
 use super::error::LinkError;
 use super::extension::{ExtendedHandshake, MetadataMessage, OwnHandshake};
 use super::handshake::{Reserved, WireId};
@@ -242,7 +244,7 @@ pub struct Channel {
     waiting_since: Option<Instant>,
     snubbed: bool,
 
-    peer_requests: VecDeque<BlockRef>,
+    peer_requests: RequestQueue,
     out: VecDeque<Out>,
     out_bytes: usize,
     events: VecDeque<ChannelEvent>,
@@ -287,7 +289,7 @@ impl Channel {
             hash_requests: Vec::new(),
             waiting_since: None,
             snubbed: false,
-            peer_requests: VecDeque::new(),
+            peer_requests: RequestQueue::default(),
             out: VecDeque::new(),
             out_bytes: 0,
             events: VecDeque::new(),
@@ -364,7 +366,7 @@ impl Channel {
 
     /// What the peer waits for, the oldest first. At most `requests_in_max`.
     pub fn peer_requests(&self) -> impl Iterator<Item = BlockRef> + '_ {
-        self.peer_requests.iter().copied()
+        self.peer_requests.iter()
     }
 
     // What the shard wants.
@@ -434,9 +436,9 @@ impl Channel {
         self.refused_requests = 0;
         self.out.push_back(Out::Plain(if choking { Message::Choke } else { Message::Unchoke }));
         if choking {
-            for block in std::mem::take(&mut self.peer_requests) {
+            for block in self.peer_requests.take() {
                 if self.spend_allowed(block) {
-                    self.peer_requests.push_back(block);
+                    self.peer_requests.push(block);
                 } else {
                     self.push_reject(block.into());
                 }
@@ -750,7 +752,7 @@ impl Channel {
     }
 
     fn forget_peer_request(&mut self, block: BlockRef) -> bool {
-        forget(&mut self.peer_requests, block)
+        self.peer_requests.remove(block)
     }
 
     fn forget_hash_request(&mut self, request: HashRequest) -> Result<(), LinkError> {

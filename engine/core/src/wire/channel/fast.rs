@@ -33,7 +33,7 @@ impl Channel {
     pub fn revoke_allowed_fast(&mut self) {
         self.allowed_out.clear();
         if self.choking {
-            for block in std::mem::take(&mut self.peer_requests) {
+            for block in self.peer_requests.take() {
                 self.push_reject(block.into());
             }
         }

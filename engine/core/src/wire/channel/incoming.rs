@@ -237,9 +237,9 @@ impl Channel {
         let block = self.peer_block(raw)?;
         let full = self.peer_requests.len() >= self.bounds.requests_in_max as usize;
         match block {
-            Some(block) if self.peer_requests.contains(&block) => return self.count_chatter(now),
+            Some(block) if self.peer_requests.contains(block) => return self.count_chatter(now),
             Some(block) if !full && (!self.choking || self.spend_allowed(block)) => {
-                self.peer_requests.push_back(block);
+                self.peer_requests.push(block);
                 self.events.push_back(ChannelEvent::Request(block));
             }
             _ => {
