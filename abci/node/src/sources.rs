@@ -207,7 +207,7 @@ impl Tracking {
         }
     }
 
-    /// Asks no more for a torrent that is not served any more.
+    /// Asks no more for a torrent that is not served any more, and tells its trackers.
     pub fn forget(&self, id: ListingId) {
         if let Some(announcer) = &self.announcer {
             announcer.forget(id);

@@ -11,7 +11,7 @@ mod http;
 mod transport;
 mod udp;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -31,6 +31,9 @@ use transport::{Asked, Gate};
 const WORKERS_MAX: usize = 8;
 /// Time for telling trackers that we leave: a person waits for the process to end.
 const LEAVE_MAX: Duration = Duration::from_secs(3);
+/// Trackers that wait to be told of torrents that are served no more; what goes beyond it is not told, and
+/// forgotten by its trackers for its silence.
+const LEAVING_MAX: usize = 4096;
 /// What is said to be missing while nobody knows how much there is: anything but 0, which means a seed.
 const LEFT_UNKNOWN: u64 = 16 << 10;
 /// The port that is announced when nobody can connect to us. Trackers refuse 0.
@@ -91,6 +94,11 @@ struct State {
     torrents: BTreeMap<ListingId, Torrent>,
     /// When each torrent that is not being asked for is next.
     due: BTreeSet<(Instant, ListingId)>,
+    /// Whom to tell that a torrent is served no more.
+    leaving: VecDeque<Leaving>,
+    /// The torrent of which one is being told: one at a time, so that a folder that is emptied keeps
+    /// nobody from asking.
+    leaving_now: Option<ListingId>,
     workers: usize,
 }
 
@@ -100,6 +108,17 @@ struct Torrent {
     due_at: Option<Instant>,
     gate: Gate,
     counts: SwarmCounts,
+    /// Forgotten while a tracker is being asked: it is told when it has answered, not before.
+    is_gone: bool,
+}
+
+/// A tracker that is to hear that we leave.
+struct Leaving {
+    id: ListingId,
+    wire_ids: Vec<[u8; 20]>,
+    gate: Gate,
+    ask: Ask,
+    request: AnnounceRequest,
 }
 
 impl Announcer {
@@ -131,8 +150,10 @@ impl Announcer {
         }
         let wire_ids = torrent.wire_ids;
         let (gate, counts) = (Gate::default(), SwarmCounts::default());
-        let made = Torrent { wire_ids, list, due_at: None, gate, counts };
+        let made = Torrent { wire_ids, list, due_at: None, gate, counts, is_gone: false };
         let mut state = self.inner.lock();
+        // It has come back before anybody heard that it went.
+        state.leaving.retain(|leaving| leaving.id != torrent.id);
         state.torrents.insert(torrent.id, made);
         state.reschedule(torrent.id);
         if state.workers < WORKERS_MAX.min(state.torrents.len()) {
@@ -149,11 +170,18 @@ impl Announcer {
         refused
     }
 
-    /// Asks no more for a torrent. Its trackers are not told: they forget whoever does not ask again.
+    /// Asks no more for a torrent, and tells those of its trackers that know us, in their turn. To be
+    /// called before the engine forgets it: they are told what it has sent.
     pub fn forget(&self, id: ListingId) {
         let mut state = self.inner.lock();
-        if let Some(at) = state.torrents.remove(&id).and_then(|torrent| torrent.due_at) {
+        let Some(torrent) = state.torrents.get_mut(&id) else { return };
+        if let Some(at) = torrent.due_at.take() {
             state.due.remove(&(at, id));
+        }
+        let Some(torrent) = state.torrents.get_mut(&id) else { return };
+        torrent.is_gone = true;
+        if !torrent.list.is_asking() {
+            self.inner.leave(&mut state, id);
         }
     }
 
@@ -179,15 +207,12 @@ impl Announcer {
         let until = Instant::now() + LEAVE_MAX;
         let mut state = self.inner.lock();
         state.due.clear();
-        let mut leaving = Vec::new();
-        for (id, mut torrent) in std::mem::take(&mut state.torrents) {
-            let asks = torrent.list.stop();
-            leaving.extend(
-                asks.into_iter()
-                    .map(|ask| (id, torrent.wire_ids.clone(), torrent.gate.clone(), ask)),
-            );
-        }
+        let mut leaving: Vec<Leaving> = state.leaving.drain(..).collect();
+        let torrents = std::mem::take(&mut state.torrents);
         drop(state);
+        for (id, torrent) in torrents {
+            leaving.extend(self.inner.leaving(id, torrent));
+        }
         let count = leaving.len();
         let (told, done) = channel();
         let queue = Arc::new(Mutex::new(leaving));
@@ -199,10 +224,8 @@ impl Announcer {
                 std::thread::Builder::new().name("ringseed-leave".to_owned()).spawn(move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                        let Some((id, wire_ids, mut gate, ask)) = next else { return };
-                        let never = AtomicBool::new(false);
-                        let asked = inner.ask(id, &wire_ids, &mut gate, &ask, until, &never, 1);
-                        let _ = told.send(asked.is_ok());
+                        let Some(leaving) = next else { return };
+                        let _ = told.send(inner.tell_leaving(leaving, until));
                     }
                 });
         }
@@ -235,6 +258,15 @@ impl State {
             self.due.insert((at, id));
         }
     }
+
+    /// Enters a torrent at `at`, and not before.
+    fn put_off(&mut self, id: ListingId, at: Instant) {
+        let Some(torrent) = self.torrents.get_mut(&id) else { return };
+        if let Some(before) = torrent.due_at.replace(at) {
+            self.due.remove(&(before, id));
+        }
+        self.due.insert((at, id));
+    }
 }
 
 impl Inner {
@@ -257,7 +289,22 @@ impl Inner {
         let mut state = self.lock();
         while !self.is_stopping.load(Ordering::Relaxed) {
             let now = Instant::now();
+            if state.leaving_now.is_none()
+                && let Some(leaving) = state.leaving.pop_front()
+            {
+                state.leaving_now = Some(leaving.id);
+                drop(state);
+                self.tell_leaving(leaving, Instant::now() + LEAVE_MAX);
+                state = self.lock();
+                state.leaving_now = None;
+                continue;
+            }
             let wait = match state.due.first() {
+                // It has come back while a tracker hears that it went: one after the other.
+                Some(&(at, id)) if at <= now && state.leaving_now == Some(id) => {
+                    state.put_off(id, now + LEAVE_MAX / 10);
+                    continue;
+                }
                 Some(&(at, id)) if at <= now => {
                     let is_crowded = state.torrents.len() > WORKERS_MAX;
                     let Some(torrent) = state.torrents.get_mut(&id) else {
@@ -312,7 +359,9 @@ impl Inner {
                 torrent.counts = asked.counts.or(torrent.counts);
                 let peers = asked.peers.len();
                 tracing::debug!(url, peers, ?ask.event, "tracker answered");
-                self.engine.add_found_peers(id, asked.peers);
+                if !torrent.is_gone {
+                    self.engine.add_found_peers(id, asked.peers);
+                }
                 let Asked { interval, warning, .. } = asked;
                 Ok(TrackerSaid { peers, counts: torrent.counts, interval, warning })
             }
@@ -322,10 +371,41 @@ impl Inner {
                 Err(error)
             }
         };
+        if torrent.is_gone {
+            self.leave(state, id);
+            return;
+        }
         state.reschedule(id);
         if !self.is_stopping.load(Ordering::Relaxed) {
             (self.tell)(TrackerNews { id, url, said });
         }
+    }
+
+    /// Takes a torrent out, and its trackers that know us into the queue of those to be told.
+    fn leave(&self, state: &mut State, id: ListingId) {
+        let Some(torrent) = state.torrents.remove(&id) else { return };
+        let room = LEAVING_MAX.saturating_sub(state.leaving.len());
+        state.leaving.extend(self.leaving(id, torrent).take(room));
+        self.wake.notify_one();
+    }
+
+    /// Whom to tell that a torrent is served no more, and what.
+    fn leaving(&self, id: ListingId, mut torrent: Torrent) -> impl Iterator<Item = Leaving> {
+        let asks = torrent.list.stop();
+        let request = (!asks.is_empty()).then(|| self.request(id, AnnounceEvent::Stopped));
+        asks.into_iter().zip(request.into_iter().cycle()).map(move |(ask, request)| {
+            let (wire_ids, gate) = (torrent.wire_ids.clone(), torrent.gate.clone());
+            Leaving { id, wire_ids, gate, ask, request }
+        })
+    }
+
+    /// Tells one tracker that we leave, once; whether it has heard it.
+    fn tell_leaving(&self, mut leaving: Leaving, until: Instant) -> bool {
+        let never = AtomicBool::new(false);
+        let port_of = |is_v4| port_of(self.engine.local_addrs(), is_v4);
+        let Leaving { wire_ids, gate, ask, request, .. } = &mut leaving;
+        let told = gate.ask(ask, wire_ids, request, &port_of, until, &never, 1);
+        told.is_ok()
     }
 
     /// Announces at one tracker, by every name and over every family.

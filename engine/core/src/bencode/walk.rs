@@ -187,6 +187,16 @@ impl<'a> Strings<'a> {
     pub(crate) fn resume(bytes: &'a [u8], next: usize) -> Self {
         Self { bytes, next }
     }
+
+    /// The strings as they stand there, and where in them the text of the last one begins.
+    pub(crate) fn encoded(&self) -> (&'a [u8], usize) {
+        let (mut end, mut last_text) = (self.next, self.next);
+        while self.bytes[end] != b'e' {
+            let text = string_at(self.bytes, end);
+            (last_text, end) = (text.start, text.end);
+        }
+        (&self.bytes[self.next..end], last_text - self.next)
+    }
 }
 
 impl<'a> Iterator for Strings<'a> {

@@ -1,4 +1,4 @@
-//! Where files begin and end, in 8 bytes and a bit each: a torrent of a million files keeps it in
+//! Where files begin and end, in 4 bytes and a bit each: a torrent of a million files keeps it in
 //! memory for as long as it is active.
 
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use super::{
     PIECE_COUNT_MAX, PIECE_LEN_MAX, PIECE_LEN_MIN_V1, PieceIndex, TOTAL_LEN_MAX,
 };
 
-/// Set in an entry of [`FileTable::ends`] for a pad.
-const PAD: u64 = 1 << 63;
-const _: () = assert!(TOTAL_LEN_MAX < PAD);
+/// How often 4 GiB fit into the longest torrent: 64 KiB of steps.
+const STEPS_MAX: u64 = TOTAL_LEN_MAX >> 32;
+const _: () = assert!(STEPS_MAX <= 16 << 10);
 
 /// A file's place in torrent space.
 #[derive(Clone, Copy, Debug)]
@@ -21,26 +21,37 @@ pub(super) struct Span {
 
 /// Where each file ends in torrent space. It begins where the one before it ends, or in a v2 torrent
 /// with the next piece; an empty one ends where the one before it does.
+///
+/// Ends only grow, so the upper half of one need not stand beside the lower: it is enough to know with
+/// which file each 4 GiB of torrent space are passed.
 #[derive(Debug)]
 pub(super) struct FileTable {
-    /// Ends in bytes, in order, with [`PAD`].
-    ends: Box<[u64]>,
+    /// Ends in bytes, in order: their lower halves.
+    lows: Box<[u32]>,
+    /// The first file that ends at so many times 4 GiB or behind, for once, twice and so on: at most
+    /// [`STEPS_MAX`].
+    steps: Box<[u32]>,
     /// One bit per file: it has bytes and is no pad. Walks run over these, so that a million empty
     /// files or pads at one place cost little.
     data: Box<[u64]>,
+    /// One bit per file: it is a pad. Empty without pads.
+    pads: Box<[u64]>,
 }
 
 impl FileTable {
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.lows.len()
     }
 
     pub fn end(&self, file: u32) -> u64 {
-        self.ends[file as usize] & !PAD
+        let high = self.steps.partition_point(|&first| first <= file) as u64;
+        high << 32 | u64::from(self.lows[file as usize])
     }
 
     pub fn is_pad(&self, file: u32) -> bool {
-        self.ends[file as usize] & PAD != 0
+        assert!((file as usize) < self.len(), "a file of another torrent");
+        let word = self.pads.get(file as usize / 64);
+        word.is_some_and(|word| word >> (file % 64) & 1 == 1)
     }
 
     pub fn span(&self, file: u32, kind: Kind, piece_len: u32) -> Span {
@@ -56,7 +67,14 @@ impl FileTable {
 
     /// The first file or pad that ends behind `offset`; the number of files if there is none.
     pub fn first_ending_behind(&self, offset: u64) -> u32 {
-        self.ends.partition_point(|&end| end & !PAD <= offset) as u32
+        // Files whose ends have this upper half stand together.
+        let first_at = |high: usize| match high.checked_sub(1) {
+            Some(step) => self.steps.get(step).map_or(self.len(), |&first| first as usize),
+            None => 0,
+        };
+        let high = (offset >> 32) as usize;
+        let (from, to) = (first_at(high), first_at(high + 1));
+        (from + self.lows[from..to].partition_point(|&low| low <= offset as u32)) as u32
     }
 
     /// The first file with data that is not before `file`; the number of files if there is none.
@@ -88,8 +106,10 @@ pub(crate) struct GeometryBuilder {
     /// Never above [`TOTAL_LEN_MAX`].
     end: u64,
     payload_len: u64,
-    ends: Vec<u64>,
+    lows: Vec<u32>,
+    steps: Vec<u32>,
     data: Vec<u64>,
+    pads: Vec<u64>,
 }
 
 impl GeometryBuilder {
@@ -106,9 +126,10 @@ impl GeometryBuilder {
         if file_count > FILE_COUNT_MAX {
             return Err(GeometryError::TooManyFiles { count: file_count });
         }
-        let ends = Vec::with_capacity(file_count);
+        let lows = Vec::with_capacity(file_count);
         let data = vec![0; file_count.div_ceil(64)];
-        Ok(Self { kind, piece_len, end: 0, payload_len: 0, ends, data })
+        let (steps, pads) = (Vec::new(), Vec::new());
+        Ok(Self { kind, piece_len, end: 0, payload_len: 0, lows, steps, data, pads })
     }
 
     /// Adds a file or pad behind the others.
@@ -119,7 +140,7 @@ impl GeometryBuilder {
     /// # Panics
     /// If there are more files than the builder was made for.
     pub(crate) fn push(&mut self, file: FileSpan) -> Result<(), GeometryError> {
-        let file_index = self.ends.len();
+        let file_index = self.lows.len();
         let piece_len = u64::from(self.piece_len);
         if file.pad && file.len_bytes > 0 && self.kind == Kind::V2 {
             return Err(GeometryError::PadInV2 { file_index });
@@ -138,7 +159,14 @@ impl GeometryBuilder {
             self.data[file_index / 64] |= 1 << (file_index % 64);
             self.payload_len += file.len_bytes;
         }
-        self.ends.push(self.end | if file.pad { PAD } else { 0 });
+        if file.pad {
+            self.pads.resize(self.data.len(), 0);
+            self.pads[file_index / 64] |= 1 << (file_index % 64);
+        }
+        while self.steps.len() < (self.end >> 32) as usize {
+            self.steps.push(file_index as u32);
+        }
+        self.lows.push(self.end as u32);
         Ok(())
     }
 
@@ -169,7 +197,12 @@ impl GeometryBuilder {
             extent_count: 0,
             extents_per_piece: piece_len.div_ceil(EXTENT_LEN_MAX),
             pieces_per_extent: (EXTENT_LEN_MAX / piece_len).max(1),
-            files: Arc::new(FileTable { ends: self.ends.into(), data: self.data.into() }),
+            files: Arc::new(FileTable {
+                lows: self.lows.into(),
+                steps: self.steps.into(),
+                data: self.data.into(),
+                pads: self.pads.into(),
+            }),
         };
         geometry.extent_count = if geometry.cuts_pieces() {
             let last_len = geometry.piece_len(PieceIndex(piece_count - 1));

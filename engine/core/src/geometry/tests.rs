@@ -44,6 +44,30 @@ fn limits_hold_on_both_sides() {
     assert_eq!(total(&vec![file(1); count]), Err(GeometryError::TooManyFiles { count }));
 }
 
+/// Upper halves of ends are kept apart from the lower ones: where the one changes, neither may be off.
+#[test]
+fn ends_around_multiples_of_4_gib_are_found() {
+    const STEP: u64 = 1 << 32;
+    let ends = [
+        0, 1, STEP - 1, STEP - 1, STEP, STEP, STEP + 1, 2 * STEP, 5 * STEP - 1, 5 * STEP, 9 * STEP + 7,
+        9 * STEP + 7, TOTAL_LEN_MAX - 1, TOTAL_LEN_MAX,
+    ];
+    let lens = ends.iter().scan(0, |before, &end| Some(end - std::mem::replace(before, end)));
+    let spans: Vec<FileSpan> =
+        lens.enumerate().map(|(at, len_bytes)| FileSpan { len_bytes, pad: at % 5 == 4 }).collect();
+    let geometry = Geometry::new(128 << 20, &spans, Kind::V1).unwrap();
+    let files = &geometry.files;
+    for (at, (&end, span)) in (0..).zip(ends.iter().zip(&spans)) {
+        assert_eq!((files.end(at), files.is_pad(at)), (end, span.pad), "file {at}");
+    }
+    for end in ends {
+        for offset in [end.saturating_sub(1), end, end + 1] {
+            let first = ends.iter().position(|&end| end > offset).unwrap_or(ends.len());
+            assert_eq!(files.first_ending_behind(offset) as usize, first, "offset {offset}");
+        }
+    }
+}
+
 #[test]
 fn alignment_is_implied_in_v2_and_demanded_in_hybrids() {
     let v2 = Geometry::new(32_768, &[file(1), file(0), file(40_000), file(2)], Kind::V2).unwrap();

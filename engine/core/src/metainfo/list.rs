@@ -89,19 +89,9 @@ impl<'a> ListEntries<'a> {
         Some(PlainListed { at, bytes: self.bytes, entry })
     }
 
-    /// The paths of those that lie on a disk, for a list that has been read before.
-    fn paths(mut self) -> impl Iterator<Item = Strings<'a>> {
-        std::iter::from_fn(move || {
-            loop {
-                if let Some(plain) = self.next_plain() {
-                    return Some(plain.parts());
-                }
-                match self.next()? {
-                    Ok(entry) if !entry.is_absent() => return Some(entry.parts()),
-                    _ => {}
-                }
-            }
-        })
+    /// Where the next entry begins, see [`ListEntry::at`].
+    pub fn position(&self) -> usize {
+        self.next
     }
 
     fn read(&mut self) -> Result<ListEntry<'a>, MetainfoError> {
@@ -170,9 +160,11 @@ impl<'a> PlainListed<'a> {
             && names::are_plain(&self.bytes[path.clone()])
     }
 
-    fn raw(&self) -> RawPath<'a> {
+    /// The names as they stand there, and where in them the text of the last one begins.
+    #[inline]
+    pub fn encoded(&self) -> (&'a [u8], usize) {
         let last_text = self.entry.last_text - self.entry.path.start;
-        RawPath { encoded: &self.bytes[self.entry.path.clone()], last_text }
+        (&self.bytes[self.entry.path.clone()], last_text)
     }
 }
 
@@ -181,100 +173,5 @@ impl<'a> From<PlainListed<'a>> for ListEntry<'a> {
         let (at, path) = (Some(plain.at), Some(plain.parts()));
         let (pad, link, executable) = (false, false, false);
         ListEntry { at, path, len_bytes: plain.len_bytes(), pad, link, executable }
-    }
-}
-
-/// A path as it stands in the list.
-#[derive(Clone, Copy, Debug)]
-struct RawPath<'a> {
-    encoded: &'a [u8],
-    /// Where the text of the last name begins.
-    last_text: usize,
-}
-
-impl RawPath<'_> {
-    /// As [`is_before`], where one look tells it: the paths differ in the text of this one's last name, and
-    /// in nothing before it, lengths included. `None` if they do not.
-    fn is_behind(&self, other: &Self) -> Option<bool> {
-        let at = first_difference(self.encoded, other.encoded)?;
-        (at >= self.last_text).then(|| other.encoded[at] < self.encoded[at])
-    }
-}
-
-/// Where two texts differ first; `None` if one begins with the other.
-#[inline]
-fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    let (a_words, b_words) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
-    for (at, (a, b)) in a_words.iter().zip(b_words).enumerate() {
-        let difference = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
-        if difference != 0 {
-            return Some(at * 8 + difference.trailing_zeros() as usize / 8);
-        }
-    }
-    let rest = len - len % 8;
-    (rest..len).find(|&at| a[at] != b[at])
-}
-
-/// Finds out whether all paths of a list differ, without keeping them.
-#[derive(Debug, Default)]
-pub(super) struct Distinct<'a> {
-    last: Option<Strings<'a>>,
-    /// The last path, where it is an entry like most.
-    last_raw: Option<RawPath<'a>>,
-    /// Some path does not sort behind the one before it: order proves nothing.
-    is_unsorted: bool,
-    /// Some component is mapped, so that raw bytes prove nothing.
-    is_mapped: bool,
-}
-
-impl<'a> Distinct<'a> {
-    /// Takes in a path below the torrent's folder.
-    pub fn add(&mut self, entry: &ListEntry<'a>, is_mapped: bool) {
-        self.is_mapped |= is_mapped;
-        if let Some(path) = &entry.path {
-            self.look_at(path);
-        }
-        (self.last, self.last_raw) = (entry.path.clone(), None);
-    }
-
-    /// As [`Distinct::add`].
-    #[inline]
-    pub fn add_plain(&mut self, entry: &PlainListed<'a>, is_mapped: bool) {
-        self.is_mapped |= is_mapped;
-        let raw = entry.raw();
-        let is_behind = self.last_raw.as_ref().and_then(|last| raw.is_behind(last));
-        if is_behind != Some(true) {
-            self.look_at(&entry.parts());
-        }
-        (self.last, self.last_raw) = (Some(entry.parts()), Some(raw));
-    }
-
-    fn look_at(&mut self, path: &Strings<'a>) {
-        if let (Some(last), false) = (&self.last, self.is_unsorted) {
-            self.is_unsorted = !is_before(last.clone(), path.clone());
-        }
-    }
-
-    /// True if no two paths are one, and no file is also a folder; false if that is not certain.
-    /// `entries` walks over the list again, of `file_count`.
-    pub fn finish(self, file_count: usize, entries: ListEntries<'a>) -> bool {
-        !self.is_mapped
-            && (!self.is_unsorted || names::are_surely_distinct(file_count, entries.paths()))
-    }
-}
-
-/// Whether a path sorts before another by components, and is no folder of it. In a list where each
-/// path stands so to the next, no two are alike: in the order of components a file stands right
-/// before its namesake, and before the first file below it.
-fn is_before(mut a: Strings<'_>, mut b: Strings<'_>) -> bool {
-    loop {
-        let (Some(a), Some(b)) = (a.next(), b.next()) else { return false };
-        match a.cmp(b) {
-            std::cmp::Ordering::Less => return true,
-            std::cmp::Ordering::Equal => {}
-            std::cmp::Ordering::Greater => return false,
-        }
     }
 }

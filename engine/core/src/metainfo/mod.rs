@@ -5,6 +5,7 @@
 //! rule is checked when either is made, so that code that holds one need not check again.
 
 pub mod create;
+mod distinct;
 mod files;
 mod info;
 mod list;
@@ -170,7 +171,7 @@ impl Metainfo {
     }
 
     /// As [`Metainfo::parse`], keeping the bytes instead of copying them: besides them a v1 torrent
-    /// takes about nine bytes per file, and nothing more while it is parsed.
+    /// takes about five bytes per file, and as many again while files in no order are read.
     ///
     /// # Errors
     /// [`MetainfoError`].

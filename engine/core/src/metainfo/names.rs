@@ -275,51 +275,6 @@ pub fn check_distinct<'a>(paths: impl IntoIterator<Item = &'a RelPath>) -> Resul
     Ok(())
 }
 
-/// True if no two of the paths are one and none is also a folder of another; false if that is not
-/// certain, and [`check_distinct`] has to say. Compares 64-bit hashes: whoever makes them collide
-/// gains nothing but the longer look. Components must be such as are not mapped.
-pub(super) fn are_surely_distinct<'a, P>(
-    path_count_max: usize,
-    paths: impl Iterator<Item = P>,
-) -> bool
-where
-    P: Iterator<Item = &'a [u8]>,
-{
-    let mut files = Vec::with_capacity(path_count_max);
-    let mut folders = Vec::new();
-    // Hashes of the folders of the last file: files of one folder mostly stand together.
-    let mut last_folders = [0; DEPTH_MAX];
-    for path in paths {
-        let mut hash = 0;
-        for (depth, part) in path.enumerate() {
-            if depth > 0 && last_folders[depth - 1] != hash {
-                last_folders[depth - 1] = hash;
-                folders.push(hash);
-            }
-            hash = hash_component(hash, part);
-        }
-        files.push(hash);
-    }
-    files.sort_unstable();
-    let are_files_distinct = files.windows(2).all(|pair| pair[0] != pair[1]);
-    are_files_distinct && folders.iter().all(|folder| files.binary_search(folder).is_err())
-}
-
-/// The hash of a path with one component more.
-fn hash_component(folder: u64, part: &[u8]) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |hash: u64, word: u64| {
-        let product = u128::from(hash ^ word).wrapping_mul(u128::from(ODD));
-        (product as u64) ^ (product >> 64) as u64
-    };
-    let (words, rest) = part.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let hash = mix(folder.wrapping_add(ODD), part.len() as u64);
-    let hash = words.iter().fold(hash, |hash, word| mix(hash, u64::from_le_bytes(*word)));
-    mix(hash, u64::from_le_bytes(last)).wrapping_add(1)
-}
-
 /// Two paths that a file system which folds case takes for one, if there are any.
 pub fn first_case_clash<'a>(
     paths: impl IntoIterator<Item = &'a RelPath>,

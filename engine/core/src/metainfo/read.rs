@@ -1,8 +1,9 @@
 //! Reading the files of an info dictionary: the v1 list, the v2 tree, or both side by side.
 
 use super::MetainfoError;
+use super::distinct::Distinct;
 use super::files::{FileTable, FileTableBuilder};
-use super::list::{Distinct, ListEntries, ListEntry};
+use super::list::{ListEntries, ListEntry};
 use super::names;
 use super::tree::{Attr, TreeCursor};
 use crate::bencode::{Document, Value};
@@ -138,9 +139,8 @@ impl<'a> Reader<'_, 'a> {
         let file_count = self.document.count_of(list);
         let mut geometry = GeometryBuilder::new(self.piece_len, self.kind, file_count)?;
         let mut files = FileTableBuilder::new(file_count, false);
-        let mut distinct = Distinct::default();
-        let entries = ListEntries::new(self.bytes, list)?;
-        let mut walk = entries.clone();
+        let mut walk = ListEntries::new(self.bytes, list)?;
+        let mut distinct = Distinct::new(file_count, walk.clone());
         loop {
             if let Some(plain) = walk.next_plain() {
                 let is_good = plain.is_surely_good(self.name_len_bytes);
@@ -150,16 +150,17 @@ impl<'a> Reader<'_, 'a> {
                 geometry.push(FileSpan { len_bytes: plain.len_bytes(), pad: false })?;
                 continue;
             }
+            let at = walk.position();
             let Some(entry) = walk.next() else { break };
             let entry = entry?;
             if !entry.is_absent() {
                 let is_mapped = self.check(entry.parts())?;
-                distinct.add(&entry, is_mapped);
+                distinct.add(at, &entry, is_mapped);
             }
             files.push_listed(&entry, None);
             geometry.push(entry.span())?;
         }
-        let are_surely_distinct = distinct.finish(file_count, entries);
+        let are_surely_distinct = distinct.finish();
         Ok(Read { files: files.finish(false), geometry: geometry.finish()?, are_surely_distinct })
     }
 

@@ -139,6 +139,11 @@ impl TrackerList {
         self.tiers.iter().flatten().map(|entry| &entry.url)
     }
 
+    /// Whether a tracker is being asked.
+    pub fn is_asking(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// When to call [`TrackerList::poll`]; `None` while a tracker is being asked, or without any.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.next_at.filter(|_| self.asked.is_none() && !self.is_stopped)
