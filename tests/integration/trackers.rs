@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use ringseed_tests::data::{digest_tree, write_mixed_tree};
@@ -126,6 +128,90 @@ fn two_find_each_other_by_a_udp_tracker_alone() {
             (vec![2, 2], vec![3, 3])
         );
     }
+}
+
+/// Serves a folder, with a torrent of the source in it.
+fn seed_folder(scratch: &Scratch, listen: SocketAddr) -> Program {
+    let (folder, data) = (scratch.join("served"), scratch.join("source"));
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::copy(scratch.join("t.torrent"), folder.join("t.torrent")).expect("copied");
+    let listen = listen.to_string();
+    let all = ["seed", text(&folder), "--data", text(&data), "--listen", &listen];
+    let mut seed = Program::start(OURS, &strings(&all), &scratch.join("logs"));
+    seed.wait_until("it serves", DEADLINE, |seed| seed.stderr().contains("until Ctrl-C"));
+    seed
+}
+
+/// It was once left to the trackers' patience: for half an hour they sent peers to what was not served.
+#[test]
+fn a_torrent_that_goes_from_its_folder_leaves_its_trackers() {
+    let scratch = Scratch::new("tracker-folder");
+    let tracker = Tracker::start();
+    made(&scratch, &["--tracker", &tracker.url()]);
+    let mut seed = seed_folder(&scratch, SocketAddr::new(V4, free_port()));
+    let of = |name: &str| {
+        let announces = tracker.announces();
+        let named = announces.iter().filter(|one| one.event.as_deref() == Some(name));
+        named.cloned().collect::<Vec<_>>()
+    };
+    wait_for("both names to be announced", || of("started").len() == 2);
+    let there = scratch.join("served/t.torrent");
+    std::fs::remove_file(&there).expect("removed");
+    wait_for("both names to leave", || of("stopped").len() == 2);
+    // What is told is of the torrent as it was served.
+    assert!(of("stopped").iter().all(|one| one.left == Some(0)), "{:?}", of("stopped"));
+    std::fs::copy(scratch.join("t.torrent"), &there).expect("copied");
+    wait_for("both names to come back", || of("started").len() == 4);
+    seed.signal(Signal::INT);
+    seed.wait(DEADLINE).expect_code(0);
+    assert_eq!((of("started").len(), of("stopped").len()), (4, 4));
+}
+
+/// The tracker has been asked and has not answered when the torrent goes: it is told after it has, for in
+/// the other order it would take us in again.
+#[test]
+fn a_torrent_that_goes_while_its_tracker_is_asked_leaves_it_afterwards() {
+    let scratch = Scratch::new("tracker-slow");
+    let listener = TcpListener::bind((V4, 0)).expect("a port");
+    let url = format!("http://{}/announce", listener.local_addr().expect("bound"));
+    let (asked, questions) = channel();
+    let (answer, answers) = channel::<()>();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut line = String::new();
+            let mut lines = BufReader::new(&stream);
+            lines.read_line(&mut line).expect("a request");
+            let mut header = String::new();
+            while lines.read_line(&mut header).is_ok_and(|len| len > 2) {
+                header.clear();
+            }
+            if asked.send(line).is_err() || answers.recv().is_err() {
+                return;
+            }
+            let body = "d8:intervali1800e5:peers0:e";
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    made(&scratch, &["--v1", "--tracker", &url]);
+    let mut seed = seed_folder(&scratch, SocketAddr::new(V4, free_port()));
+    let first = questions.recv_timeout(DEADLINE).expect("the tracker is asked");
+    assert!(first.contains("event=started"), "{first}");
+    std::fs::remove_file(scratch.join("served/t.torrent")).expect("removed");
+    seed.wait_until("it is withdrawn", DEADLINE, |seed| seed.stderr().contains("is withdrawn"));
+    // The rest of the first question, if there is one (how many there are), and then the leave.
+    let left = loop {
+        answer.send(()).expect("the tracker lives");
+        let next = questions.recv_timeout(Duration::from_secs(20)).expect("it is told");
+        if next.starts_with("GET /announce") {
+            break next;
+        }
+    };
+    assert!(left.contains("event=stopped"), "{left}");
+    answer.send(()).expect("the tracker lives");
+    seed.signal(Signal::INT);
+    seed.wait(DEADLINE).expect_code(0);
 }
 
 /// The torrent's own trackers: nobody listens at the first, an unreadable one is told, the last answers.

@@ -1,11 +1,12 @@
 //! `ringseed up`, the whole story in one command: what it reports, what it leaves, on machines that allow
-//! less than others. One at a time: an `up` is six processes.
+//! less than others. Two at a time at most: an `up` is six processes.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -21,6 +22,11 @@ const OURS: &str = env!("CARGO_BIN_EXE_ringseed-under-test");
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
+/// Markets mostly wait for their next block.
+const MARKETS_AT_ONCE: usize = 2;
+/// Written by those that measure how a market shares its uplinks: nothing else runs beside them.
+static TURN: RwLock<()> = RwLock::new(());
+
 fn main() {
     let is_root = rustix::process::getuid().is_root();
     let reaches = |program: &str, args: &[&str]| {
@@ -33,11 +39,22 @@ fn main() {
         install: "run the tests as an ordinary user, or install setpriv (util-linux)",
         present: !is_root || reaches("setpriv", &drop_root),
     }];
-    let plain = |name: &str, test: fn() -> Result<(), Failed>| Trial::test(name, test);
+    let plain = |name: &str, test: fn() -> Result<(), Failed>| {
+        Trial::test(name, move || {
+            let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+            test()
+        })
+    };
+    let alone = |name: &str, test: fn() -> Result<(), Failed>| {
+        Trial::test(name, move || {
+            let _turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+            test()
+        })
+    };
     let trials = vec![
         plain("it_tells_the_whole_story_and_leaves_nothing", whole_story),
-        plain("capped_uplinks_share_the_burden", capped_uplinks),
-        plain("burden_follows_capacity", burden_follows_capacity),
+        alone("capped_uplinks_share_the_burden", capped_uplinks),
+        alone("burden_follows_capacity", burden_follows_capacity),
         plain("a_folder_of_the_users_is_only_read", only_reads_the_users_folder),
         plain("a_killed_up_leaves_no_process_and_the_next_clears_its_data", killed),
         plain("ctrl_c_stops_all_and_removes_the_data", interrupted),
@@ -45,11 +62,12 @@ fn main() {
         plain("keep_keeps_a_market_that_starts_again", kept),
         plain("where_io_uring_is_forbidden_epoll_does_it", without_io_uring),
         trial("without_privileges_and_8_mib_of_locked_memory", &unprivileged, move || {
+            let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
             unprivileged_user(is_root)
         }),
     ];
     let mut args = Arguments::from_args();
-    args.test_threads = Some(1);
+    args.test_threads = Some(MARKETS_AT_ONCE);
     libtest_mimic::run(&args, trials).exit();
 }
 

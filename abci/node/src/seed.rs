@@ -33,6 +33,8 @@ use crate::{cli, units, up};
 
 /// Magnet links that are printed for people.
 const LINKS_SHOWN_MAX: usize = 4;
+/// Torrents that people are told of one by one when many are withdrawn together.
+const WITHDRAWN_SHOWN_MAX: u64 = 4;
 /// Torrents that are described one by one to programs.
 const DESCRIBED_MAX: usize = 100;
 /// Torrents that are read and added together.
@@ -75,6 +77,7 @@ pub fn seed(args: &cli::Seed, reporter: Reporter, print: impl FnOnce(&Value)) ->
         checking: BTreeMap::new(),
         count: 0,
         left_out: 0,
+        withdrawn: 0,
         total_bytes: 0,
         whole_bytes: 0,
     };
@@ -118,6 +121,8 @@ struct Seeding<'a> {
     checking: BTreeMap<ListingId, Checking>,
     count: u64,
     left_out: u64,
+    /// Of those that went together.
+    withdrawn: u64,
     total_bytes: u64,
     whole_bytes: u64,
 }
@@ -177,6 +182,7 @@ impl Seeding<'_> {
             return Ok(());
         }
         let before = self.count;
+        self.withdrawn = 0;
         // In order: what was written anew has gone and come.
         let mut came = Vec::new();
         for change in changes {
@@ -200,7 +206,11 @@ impl Seeding<'_> {
         }
         self.take_in(&came, false)?;
         if self.count != before {
-            let text = format!("{} now", units::count(self.count, "torrent"));
+            let more = match self.withdrawn.saturating_sub(WITHDRAWN_SHOWN_MAX) {
+                0 => String::new(),
+                more => format!("{more} more are withdrawn; "),
+            };
+            let text = format!("{more}{} now", units::count(self.count, "torrent"));
             self.reporter.say("torrents", &text, json!({"count": self.count}));
         }
         Ok(())
@@ -311,8 +321,11 @@ impl Seeding<'_> {
             }
             return;
         }
-        let text = format!("{} is withdrawn: its file has gone", path.display());
-        self.reporter.say("withdrawn", &text, json!({"path": path}));
+        self.withdrawn += 1;
+        if self.withdrawn <= WITHDRAWN_SHOWN_MAX || self.reporter.is_json() {
+            let text = format!("{} is withdrawn: its file has gone", path.display());
+            self.reporter.say("withdrawn", &text, json!({"path": path}));
+        }
         self.forget(id);
     }
 

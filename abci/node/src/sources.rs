@@ -1,9 +1,10 @@
 //! What `seed` and `get` are about, and where its peers come from: a file or a magnet link, peers by name,
 //! trackers. Nothing of this is used in a market.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ringseed_core::magnet::{InfoHashes, Magnet, PeerAddr};
 use ringseed_core::metainfo::Metainfo;
@@ -186,8 +187,14 @@ impl Tracking {
         flags: &cli::Trackers,
         reporter: Reporter,
     ) -> Tracking {
+        let told = Mutex::new(Told::default());
         let announcer = (!flags.no_trackers).then(|| {
-            Announcer::new(engine.clone(), peer_id, move |news| tell_news(reporter, &news))
+            Announcer::new(engine.clone(), peer_id, move |news| {
+                let is_new = told.lock().unwrap_or_else(PoisonError::into_inner).is_new(&news);
+                if is_new || reporter.is_json() {
+                    tell_news(reporter, &news);
+                }
+            })
         });
         Tracking { announcer, urls: flags.urls.clone(), reporter }
     }
@@ -255,6 +262,33 @@ fn counts_json(counts: SwarmCounts) -> Value {
     json!({"seeds": counts.seeds, "leeches": counts.leeches, "downloads": counts.downloads})
 }
 
+/// What people have been told of trackers. Of a few torrents they are told everything, and of thousands
+/// when a tracker begins to say something else: two thousand times the same line helps nobody.
+#[derive(Default)]
+struct Told {
+    torrents: BTreeSet<ListingId>,
+    /// The warning or failure that each tracker named last.
+    trackers: BTreeMap<String, std::result::Result<Option<String>, String>>,
+}
+
+impl Told {
+    /// Torrents of which everything is told.
+    const TORRENTS_MAX: usize = 4;
+    /// Trackers that are remembered. Some torrents have one each, and people read no thousand lines.
+    const TRACKERS_MAX: usize = 100;
+
+    fn is_new(&mut self, news: &TrackerNews) -> bool {
+        let said = news.said.as_ref().map(|said| said.warning.clone()).map_err(Clone::clone);
+        let is_known = self.trackers.contains_key(&news.url);
+        let is_other = (is_known || self.trackers.len() < Self::TRACKERS_MAX)
+            && self.trackers.insert(news.url.clone(), said.clone()) != Some(said);
+        if self.torrents.len() < Self::TORRENTS_MAX {
+            self.torrents.insert(news.id);
+        }
+        is_other || self.torrents.contains(&news.id)
+    }
+}
+
 fn tell_news(reporter: Reporter, news: &TrackerNews) {
     let url = &news.url;
     match &news.said {
@@ -283,7 +317,30 @@ fn tell_news(reporter: Reporter, news: &TrackerNews) {
 
 #[cfg(test)]
 mod tests {
+    use ringseed_engine::announce::TrackerSaid;
+
     use super::*;
+
+    /// `seed` of a folder of two thousand once said two thousand times that a tracker had answered.
+    #[test]
+    fn a_tracker_of_thousands_is_told_once_until_it_says_something_else() {
+        let news = |id: u64, said: std::result::Result<(), &str>| {
+            let answer = |()| TrackerSaid {
+                peers: 0,
+                counts: SwarmCounts::default(),
+                interval: std::time::Duration::from_secs(1800),
+                warning: None,
+            };
+            let said = said.map(answer).map_err(str::to_owned);
+            TrackerNews { id: ListingId(id), url: "http://t/announce".to_owned(), said }
+        };
+        let mut told = Told::default();
+        let mut count = |news: Vec<TrackerNews>| news.iter().filter(|one| told.is_new(one)).count();
+        assert_eq!(count((0..2000).map(|id| news(id, Ok(()))).collect()), 4);
+        assert_eq!(count((0..2000).map(|id| news(id, Err("refused"))).collect()), 4);
+        assert_eq!(count((100..2000).map(|id| news(id, Ok(()))).collect()), 1, "it is back");
+        assert_eq!(count(vec![news(3, Ok(())), news(4, Ok(()))]), 1, "of the few everything");
+    }
 
     #[test]
     fn a_link_stands_where_a_path_may_stand() {

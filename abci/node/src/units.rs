@@ -97,9 +97,13 @@ pub fn time(duration: Duration) -> String {
     }
 }
 
-/// A count with its noun: `1 listing`, `16 listings`.
+/// A count with its noun: `1 listing`, `16 listings`, `2 addresses`.
 pub fn count(number: u64, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+    match number {
+        1 => format!("1 {noun}"),
+        _ if noun.ends_with('s') => format!("{number} {noun}es"),
+        _ => format!("{number} {noun}s"),
+    }
 }
 
 fn three_digits(value: f64) -> String {

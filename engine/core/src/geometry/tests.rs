@@ -49,8 +49,20 @@ fn limits_hold_on_both_sides() {
 fn ends_around_multiples_of_4_gib_are_found() {
     const STEP: u64 = 1 << 32;
     let ends = [
-        0, 1, STEP - 1, STEP - 1, STEP, STEP, STEP + 1, 2 * STEP, 5 * STEP - 1, 5 * STEP, 9 * STEP + 7,
-        9 * STEP + 7, TOTAL_LEN_MAX - 1, TOTAL_LEN_MAX,
+        0,
+        1,
+        STEP - 1,
+        STEP - 1,
+        STEP,
+        STEP,
+        STEP + 1,
+        2 * STEP,
+        5 * STEP - 1,
+        5 * STEP,
+        9 * STEP + 7,
+        9 * STEP + 7,
+        TOTAL_LEN_MAX - 1,
+        TOTAL_LEN_MAX,
     ];
     let lens = ends.iter().scan(0, |before, &end| Some(end - std::mem::replace(before, end)));
     let spans: Vec<FileSpan> =

@@ -177,6 +177,9 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
 const FOLDER: u32 = 1;
 /// Files per bucket, on average: one in a hundred buckets overflows.
 const FILES_PER_BUCKET: usize = 12;
+/// Hashes that are put into their buckets together: so close behind each other the processor fetches many
+/// of the buckets at once, and far apart each would be waited for.
+const BATCH: usize = 64;
 
 /// A cache line of hashes. What is in it is compared at a stroke, without a guess at how far to look.
 #[derive(Clone, Copy, Debug)]
@@ -190,7 +193,12 @@ struct PathSet<'a> {
     /// The upper half of a hash names the bucket; in it are 31 bits of the lower, and [`FOLDER`]. 0 is
     /// free.
     buckets: Vec<Bucket>,
-    /// Hashes for which there was no room, with [`FOLDER`] in place of the lowest bit. A bucket that is
+    /// How many places of each bucket are taken.
+    used: Vec<u8>,
+    /// Hashes that are not yet looked at, with [`FOLDER`] in place of the lowest bit.
+    batch: [u64; BATCH],
+    batch_len: usize,
+    /// Hashes for which there was no room, in the same way. A bucket that is
     /// full stays so: two that are alike either meet in it or are both here.
     more: Vec<u64>,
     /// Folders of the last path, as they stand there, and the hash of each from the outermost.
@@ -204,6 +212,9 @@ impl<'a> PathSet<'a> {
     fn new(file_count: usize) -> Self {
         Self {
             buckets: vec![Bucket([0; 16]); file_count / FILES_PER_BUCKET + 1],
+            used: vec![0; file_count / FILES_PER_BUCKET + 1],
+            batch: [0; BATCH],
+            batch_len: 0,
             more: Vec::new(),
             last_folder: &[],
             last_hashes: [0; DEPTH_MAX],
@@ -237,29 +248,37 @@ impl<'a> PathSet<'a> {
 
     #[inline]
     fn insert_hash(&mut self, hash: u64, kind: u32) {
-        let at = ((hash >> 32) * self.buckets.len() as u64) >> 32;
-        let bucket = &mut self.buckets[at as usize].0;
-        let slot = (hash as u32 & !FOLDER).max(2) | kind;
-        // All sixteen without an early end: a few vector operations.
-        let (mut used_count, mut is_alike, mut is_same) = (0_u32, false, false);
-        for &found in bucket.iter() {
-            used_count += u32::from(found != 0);
-            is_alike |= (found ^ slot) & !FOLDER == 0;
-            is_same |= found == slot;
+        self.batch[self.batch_len] = (hash & !u64::from(FOLDER)) | u64::from(kind);
+        self.batch_len += 1;
+        if self.batch_len == BATCH {
+            self.settle();
         }
-        if is_alike {
-            // Two folders that are one are no clash.
-            self.is_certain &= is_same && kind == FOLDER;
-            return;
-        }
-        match bucket.get_mut(used_count as usize) {
-            Some(free) => *free = slot,
-            None => self.more.push((hash & !u64::from(FOLDER)) | u64::from(kind)),
+    }
+
+    /// Puts what has gathered into its buckets.
+    fn settle(&mut self) {
+        for &hash in &self.batch[..std::mem::take(&mut self.batch_len)] {
+            let at = (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize;
+            let bucket = &mut self.buckets[at].0;
+            let low = hash as u32;
+            let slot = if low > FOLDER { low } else { low | 2 };
+            // All sixteen without an early end: a few vector operations.
+            let is_alike = |all: bool, found: &u32| all | ((found ^ slot) & !FOLDER == 0);
+            if bucket.iter().fold(false, is_alike) {
+                // Two folders that are one are no clash.
+                self.is_certain &= slot & FOLDER != 0 && bucket.contains(&slot);
+            } else if let Some(free) = bucket.get_mut(usize::from(self.used[at])) {
+                *free = slot;
+                self.used[at] += 1;
+            } else {
+                self.more.push(hash);
+            }
         }
     }
 
     /// True if no two files are one and none is also a folder; false if that is not certain.
     fn finish(mut self) -> bool {
+        self.settle();
         self.more.sort_unstable();
         let is_clash = |a: u64, b: u64| (a | 1) == (b | 1) && a & b & u64::from(FOLDER) == 0;
         self.is_certain && self.more.windows(2).all(|pair| !is_clash(pair[0], pair[1]))
@@ -403,11 +422,15 @@ mod tests {
     /// Names chosen so that all want one bucket: those that find no room are compared as well.
     #[test]
     fn crowding_one_bucket_hides_nothing() {
-        for (again, kind, expected) in
-            [(None, 0, true), (Some(3), 0, false), (Some(900), 0, false), (Some(900), FOLDER, false)]
-        {
+        for (again, kind, expected) in [
+            (None, 0, true),
+            (Some(3), 0, false),
+            (Some(900), 0, false),
+            (Some(900), FOLDER, false),
+        ] {
             let mut set = PathSet::new(1000);
             (1..1000).for_each(|hash| set.insert_hash(hash << 1, 0));
+            set.settle();
             assert_eq!(set.more.len(), 999 - 16);
             again.into_iter().for_each(|hash: u64| set.insert_hash(hash << 1, kind));
             assert_eq!(set.finish(), expected, "{again:?} {kind}");
