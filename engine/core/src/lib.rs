@@ -10,6 +10,7 @@ pub mod magnet;
 pub mod merkle;
 pub mod metainfo;
 pub mod select;
+pub mod share;
 pub mod swarm;
 pub mod tracker;
 pub mod wire;

@@ -6,7 +6,8 @@
 //! receives, sends, disk operations in flight. Given the same seed, times and completions it decides
 //! the same.
 //!
-//! - `admit`, `peer`, `receive`, `serve`: who comes in, connections, bytes in, bytes out.
+//! - `admit`, `peer`, `receive`, `serve`, `accounts`: who comes in, connections, bytes in, bytes out, and whose
+//!   share they are.
 //! - `mesh`, `moving`, `stripes`: what the shards of an engine share, how they talk, and a huge listing
 //!   on all of them.
 //! - `requests`, `fill`, `hashing`, `spill`, `writing`, `gather`, `disk`, `commit`: a block from request to
@@ -15,6 +16,7 @@
 //! - `listing`, `lifecycle`, `check`, `metadata`, `leaves`, `remake`, `dial`: a listing from its hash to its
 //!   removal.
 
+mod accounts;
 mod admit;
 mod blame;
 mod bucket;
@@ -67,6 +69,7 @@ use crate::config::Config;
 use crate::io::{Completion, Done, Machine, Ops, RecvBuf};
 use crate::store::journal::ListingKey;
 use crate::store::{RecoveredState, StateDir};
+use accounts::Accounts;
 use admit::Door;
 use blame::Proofs;
 use cache::Cache;
@@ -230,6 +233,7 @@ pub struct Shard {
     reads: Reads,
     upload_round: VecDeque<ConnId>,
     uploads: Uploads,
+    accounts: Accounts,
     choking: Choking,
     is_serving: bool,
 
@@ -303,6 +307,7 @@ impl Shard {
             reads: Reads::default(),
             upload_round: VecDeque::new(),
             uploads: Uploads::default(),
+            accounts: Accounts::default(),
             choking: Choking::default(),
             is_serving: true,
             disk: Disk::default(),

@@ -172,6 +172,7 @@ impl Shard {
     ) {
         let Some(conn) = self.conns.remove(&id) else { return };
         self.touched.remove(&id);
+        self.leave_account(conn.account, id);
         self.seat.mesh.conn_closed();
         self.counters.peers.set(self.conns.len() as u64);
         let (addr, link) = (conn.addr, conn.link);

@@ -46,6 +46,8 @@ pub(super) struct Conn {
     /// Whose torrent it speaks of; `None` until an incoming handshake has said so.
     pub listing: Option<ListingId>,
     pub peer_id: Option<PeerId>,
+    /// Whose share of what is sent it takes from, once it has joined a listing.
+    pub account: Option<Who>,
     pub link: Link,
     pub receiving: Receiving,
     /// Since when a send is on its way, and how many extents it keeps.
@@ -339,6 +341,7 @@ impl Shard {
             lane: 0,
             listing,
             peer_id: None,
+            account: None,
             link,
             receiving: Receiving::Idle,
             sending: None,
@@ -385,6 +388,7 @@ impl Shard {
             self.uploads.ended(pinned);
         }
         self.seat.mesh.conn_closed();
+        self.leave_account(conn.account, id);
         if conn.is_dialled && conn.peer_id.is_none() {
             self.dials.greeted();
         }
@@ -507,6 +511,7 @@ impl Shard {
             conn.listing = Some(listing);
             conn.link.accept(wire_id, config);
         }
+        self.join_account(id);
         self.greet(id, listing);
         self.widen(id, listing, &handshake);
     }

@@ -1,7 +1,8 @@
 //! Serving: requests in order, extents read once and shared by everybody who waits for them.
 //!
 //! Connections with requests stand in a round; each turn gives one of them a quantum of bytes and puts
-//! it at the end (deficit round robin), so that many small requests and few large ones get the same.
+//! it at the end (deficit round robin), so that many small requests and few large ones get the same; many
+//! connections of one peer and one of another do by `accounts`.
 //! A connection has one send in flight: what its socket does not take now is not pinned.
 
 use std::collections::BTreeMap;
@@ -115,12 +116,16 @@ impl Shard {
         for id in std::mem::take(&mut self.reads.starving) {
             self.queue_upload(id);
         }
+        self.ask_again();
         for _ in 0..self.upload_round.len() {
             let Some(id) = self.upload_round.pop_front() else { return };
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             conn.is_queued = false;
             if conn.sending.is_some() {
                 continue; // comes back when the send is done
+            }
+            if !self.is_its_turn(id) {
+                continue;
             }
             match self.allowance(id, Way::Up) {
                 Allowance::Bytes(available) => self.serve_conn(id, available),
@@ -228,6 +233,7 @@ impl Shard {
         let conn = self.conns.get_mut(&id).expect("looked up above");
         conn.deficit = conn.deficit.saturating_sub(spent);
         self.spend(id, Way::Up, spent);
+        self.count_for_account(id, spent);
         self.release_held(id, &geometry);
         self.touched.insert(id);
         let has_sent = spent > 0;

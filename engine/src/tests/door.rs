@@ -1,304 +1,13 @@
-//! One shard at the hands of a test: it says what completes, and when. Deadlines of minutes take no time.
+//! What a shard does about strangers: whom it lets in, what they may cost, when they are gone.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::IpAddr;
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 
-use ringseed_sys::arena::Arena;
-
-use super::*;
-use crate::Rates;
-use crate::io::{
-    Completion, Done, FileId, Machine, Op, OpId, Ops, ReadPath, RecvBuf, SEND_PARTS_MAX, SendBuf,
-    SockId,
+use super::hand::{
+    Hand, big_seed, big_seed_of, extended, request, request_of, requests_from, sparse_seed_of,
 };
-use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
-use crate::shard::mesh::Mesh;
-use crate::shard::{Shard, ShardParts};
-use crate::store;
-use crate::test_support::{TestDir, tree};
-
-/// What waits on a socket.
-enum Reading {
-    Poll(OpId),
-    Recv(OpId, RecvBuf),
-}
-
-/// A shard, its sockets, and a disk that always answers at once.
-struct Hand {
-    _dir: TestDir,
-    shard: Shard,
-    queue: Arc<CommandQueue>,
-    counters: Arc<Counters>,
-    metainfo: Arc<Metainfo>,
-    now: Instant,
-    next: u64,
-    reading: BTreeMap<SockId, Reading>,
-    /// Sends that the peer has not taken.
-    sending: BTreeMap<SockId, (OpId, SendBuf)>,
-    /// Sockets whose peers take everything at once.
-    takers: BTreeSet<SockId>,
-    sent_bytes: BTreeMap<SockId, u64>,
-    closed: BTreeSet<SockId>,
-    dialled: Vec<(OpId, SocketAddr)>,
-    reads: u64,
-    /// Reads from this place of the files do not end.
-    stuck_read: Option<u64>,
-    stuck: Vec<Op>,
-}
-
-impl Hand {
-    fn new(change: impl FnOnce(&mut Config)) -> Hand {
-        Hand::of(|source| tree(&source.join("data"), 6), 64 << 10, change)
-    }
-
-    fn of(make: impl FnOnce(&Path), piece_len: u64, change: impl FnOnce(&mut Config)) -> Hand {
-        Hand::of_kind(Kind::V1, make, piece_len, change)
-    }
-
-    fn of_kind(
-        kind: Kind,
-        make: impl FnOnce(&Path),
-        piece_len: u64,
-        change: impl FnOnce(&mut Config),
-    ) -> Hand {
-        let dir = TestDir::new("door");
-        let source = dir.path().join("source");
-        make(&source);
-        let metainfo = torrent(&source.join("data"), kind, piece_len);
-        let mut config = Config::new(dir.path().join("state"), *b"-RS0100-door00000000");
-        config.arena_len_bytes = 16 << 20;
-        config.limit_loopback = true;
-        change(&mut config);
-        std::fs::create_dir_all(&config.state_dir).unwrap();
-        let (state, mut recovered) = store::open_state_dir(&config.state_dir, false).unwrap();
-        let (queue, counters) = (Arc::new(CommandQueue::default()), Arc::new(Counters::default()));
-        let now = Instant::now();
-        let mesh = Mesh::new(
-            vec![queue.clone()],
-            std::mem::take(&mut recovered.recovered),
-            recovered.writer.slots(),
-            1,
-            Rates::default(),
-        );
-        let parts = ShardParts {
-            arena: Arena::new(config.arena_len_bytes).unwrap(),
-            config,
-            queue: queue.clone(),
-            counters: counters.clone(),
-            events: channel().0,
-            state: Arc::new(state),
-            recovered: Some(recovered),
-            mesh,
-            index: 0,
-            seed: 1,
-        };
-        let shard = Shard::new(parts, now);
-        let mut hand = Hand {
-            shard,
-            queue,
-            counters,
-            metainfo: metainfo.clone(),
-            now,
-            next: 0,
-            reading: BTreeMap::new(),
-            sending: BTreeMap::new(),
-            takers: BTreeSet::new(),
-            sent_bytes: BTreeMap::new(),
-            closed: BTreeSet::new(),
-            dialled: Vec::new(),
-            reads: 0,
-            stuck_read: None,
-            stuck: Vec::new(),
-            _dir: dir,
-        };
-        let (answer, answers) = sync_channel(1);
-        let new = NewListing {
-            id: ListingId(1),
-            identity: Identity::Metainfo(metainfo),
-            asked_by_hash: false,
-            place: Place::InPlace(source.clone()),
-            root: Arc::new(ringseed_sys::dir::DirHandle::open(&source).unwrap()),
-            is_fresh: false,
-            bad_files: Vec::new(),
-            is_kept: false,
-            stamp: None,
-            changed_ns: Vec::new(),
-            verify_v1: true,
-            known_complete: true,
-            size_max_bytes: None,
-            peers: Vec::new(),
-            select: None,
-        };
-        hand.command(Command::Add(vec![new], answer));
-        answers.try_recv().unwrap().remove(0).unwrap();
-        hand
-    }
-
-    fn command(&mut self, command: Command) {
-        self.queue.push(command);
-        self.shard.handle_wake(self.now);
-        self.turn();
-    }
-
-    fn complete(&mut self, id: OpId, done: Done) {
-        self.shard.handle(Completion { id, done }, self.now);
-    }
-
-    /// Lets the shard act until it has nothing more to say.
-    fn turn(&mut self) {
-        let mut ops = Ops::new();
-        loop {
-            self.shard.poll(&mut ops, self.now);
-            if ops.is_empty() {
-                return;
-            }
-            while let Some(op) = ops.pop_front() {
-                self.execute(op);
-            }
-        }
-    }
-
-    fn execute(&mut self, op: Op) {
-        let cancelled = || io::Error::from_raw_os_error(125);
-        match op {
-            Op::PollIn { id, sock } if self.closed.contains(&sock) => {
-                self.complete(id, Done::Readable(Err(cancelled())));
-            }
-            Op::PollIn { id, sock } => {
-                self.reading.insert(sock, Reading::Poll(id));
-            }
-            Op::Recv { id, sock, buf } => {
-                self.reading.insert(sock, Reading::Recv(id, buf));
-            }
-            Op::Send { id, sock, buf } => {
-                self.sending.insert(sock, (id, buf));
-                if self.takers.contains(&sock) {
-                    self.take(sock);
-                }
-            }
-            Op::Close { sock } => {
-                self.closed.insert(sock);
-                match self.reading.remove(&sock) {
-                    Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Err(cancelled()))),
-                    Some(Reading::Recv(id, buf)) => {
-                        self.complete(id, Done::Received(Err(cancelled()), buf));
-                    }
-                    None => {}
-                }
-                if let Some((id, buf)) = self.sending.remove(&sock) {
-                    self.complete(id, Done::Sent(Err(cancelled()), buf));
-                }
-            }
-            Op::Connect { id, addr, .. } => self.dialled.push((id, addr)),
-            Op::Open { id, .. } => {
-                self.next += 1;
-                let file = FileId(self.next);
-                self.complete(id, Done::Opened(Ok((file, 1 << 40))));
-            }
-            Op::Read { offset_bytes, .. } if self.stuck_read == Some(offset_bytes) => {
-                self.stuck.push(op);
-            }
-            Op::Read { id, buf, len, .. } => {
-                self.reads += 1;
-                self.complete(id, Done::Read(Ok((len, ReadPath::Direct)), buf));
-            }
-            Op::WriteSmall { id, .. } => self.complete(id, Done::SmallWritten(Ok(()))),
-            Op::Sync { id, .. } => self.complete(id, Done::Synced(Ok(()))),
-            Op::Allocate { id, .. } => self.complete(id, Done::Allocated(Ok(()))),
-            Op::CloseFile { .. } => {}
-            other => panic!("not expected of a seed: {other:?}"),
-        }
-    }
-
-    /// The peer takes what is being sent to it.
-    fn take(&mut self, sock: SockId) {
-        if let Some((id, buf)) = self.sending.remove(&sock) {
-            *self.sent_bytes.entry(sock).or_default() += buf.len_bytes() as u64;
-            self.complete(id, Done::Sent(Ok(()), buf));
-        }
-    }
-
-    fn pass(&mut self, time: Duration) {
-        let end = self.now + time;
-        while let Some(at) = self.shard.poll_timeout().filter(|&at| at <= end) {
-            self.now = self.now.max(at) + Duration::from_nanos(1);
-            self.turn();
-        }
-        self.now = self.now.max(end);
-        self.turn();
-    }
-
-    fn knock(&mut self, ip: &str) -> SockId {
-        self.next += 1;
-        let sock = SockId(self.next);
-        let ip: IpAddr = ip.parse().unwrap();
-        let peer = SocketAddr::new(ip, 10_000 + (self.next % 50_000) as u16);
-        self.complete(OpId(0), Done::Accepted { sock, peer });
-        self.turn();
-        sock
-    }
-
-    /// Bytes come in on a socket.
-    fn hear(&mut self, sock: SockId, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            match self.reading.remove(&sock) {
-                Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Ok(()))),
-                Some(Reading::Recv(id, mut buf)) => {
-                    let len = bytes.len().min(buf.len_bytes());
-                    let filled = buf.fill_from(&bytes[..len]).unwrap();
-                    bytes = &bytes[filled..];
-                    self.complete(id, Done::Received(Ok(filled), buf));
-                }
-                None => return, // closed
-            }
-            self.turn();
-        }
-    }
-
-    fn handshake(&self, name: u64) -> Vec<u8> {
-        let mut bytes = b"\x13BitTorrent protocol".to_vec();
-        bytes.extend([0, 0, 0, 0, 0, 0, 0, 4]); // the fast extension
-        bytes.extend(self.metainfo.info().info_hash_v1().unwrap());
-        bytes.extend(format!("-XX0001-{name:012}").into_bytes());
-        bytes
-    }
-
-    /// A peer that has nothing, wants all, takes what it is sent.
-    fn join(&mut self, ip: &str) -> SockId {
-        let sock = self.knock(ip);
-        self.takers.insert(sock);
-        let mut hello = self.handshake(sock.0);
-        hello.extend([0, 0, 0, 1, 15, 0, 0, 0, 1, 2]); // have none, interested
-        self.hear(sock, &hello);
-        sock
-    }
-
-    fn is_open(&self, sock: SockId) -> bool {
-        !self.closed.contains(&sock)
-    }
-
-    fn closed_by(&self, code: &str) -> u64 {
-        self.counters.closed().get(code).copied().unwrap_or(0)
-    }
-}
-
-fn request(piece: u32, begin: u32) -> Vec<u8> {
-    request_of(piece, begin, 16_384)
-}
-
-fn request_of(piece: u32, begin: u32, len: u32) -> Vec<u8> {
-    let mut bytes = vec![0, 0, 0, 13, 6];
-    [piece, begin, len].iter().for_each(|number| bytes.extend(number.to_be_bytes()));
-    bytes
-}
-
-/// A message of the extension protocol (BEP 10).
-fn extended(id: u8, payload: &[u8]) -> Vec<u8> {
-    let len = payload.len() as u32 + 2;
-    [&len.to_be_bytes()[..], &[20, id], payload].concat()
-}
+use super::*;
+use crate::io::{SEND_PARTS_MAX, SockId};
+use crate::shard::command::Command;
 
 #[test]
 fn who_does_not_shake_hands_in_five_seconds_is_gone() {
@@ -401,20 +110,6 @@ fn half_open_connections_crowd_out_their_own() {
     assert!(hand.counters.peers.get() == 0, "the rest is gone after five seconds");
 }
 
-impl Hand {
-    /// The peer closes.
-    fn complete_close(&mut self, sock: SockId) {
-        loop {
-            match self.reading.remove(&sock) {
-                Some(Reading::Poll(id)) => self.complete(id, Done::Readable(Ok(()))),
-                Some(Reading::Recv(id, buf)) => self.complete(id, Done::Received(Ok(0), buf)),
-                None => return,
-            }
-            self.turn();
-        }
-    }
-}
-
 /// All places taken by peers that do nothing: one of them gives way to a newcomer, never one that is
 /// being served.
 #[test]
@@ -472,45 +167,6 @@ fn who_takes_nothing_for_a_minute_is_gone() {
     hand.pass(Duration::from_secs(2));
     assert!(!hand.is_open(deaf));
     assert_eq!(hand.closed_by("send-stalled"), 1);
-}
-
-/// A seed of 64 MiB, four times its arena.
-fn big_seed() -> Hand {
-    big_seed_of(Kind::V1)
-}
-
-fn big_seed_of(kind: Kind) -> Hand {
-    sparse_seed_of(kind, 64 << 20)
-}
-
-fn sparse_seed_of(kind: Kind, len_bytes: u64) -> Hand {
-    Hand::of_kind(
-        kind,
-        move |dir| {
-            std::fs::create_dir_all(dir.join("data")).unwrap();
-            let file = std::fs::File::create(dir.join("data/sparse.bin")).unwrap();
-            file.set_len(len_bytes).unwrap();
-            // A folder of one file alone makes no v2 torrent.
-            std::fs::write(dir.join("data/tail.bin"), b"x").unwrap();
-        },
-        256 << 10,
-        |_| {},
-    )
-}
-
-impl Hand {
-    /// A peer that asks for 64 blocks from a piece on and takes nothing.
-    fn join_deaf(&mut self, ip: &str, piece: u32) -> SockId {
-        let sock = self.join(ip);
-        self.takers.remove(&sock);
-        (0..64).for_each(|at| self.hear(sock, &request(piece + at / 16, at % 16 * 16_384)));
-        sock
-    }
-}
-
-/// 64 requests from a piece on, in one breath.
-fn requests_from(piece: u32) -> Vec<u8> {
-    (0..64).flat_map(|at| request(piece + at / 16, at % 16 * 16_384)).collect()
 }
 
 /// Connections that take nothing kept a MiB of the arena each, and as much again that was read ahead for
@@ -800,4 +456,41 @@ fn crossing_requests_behind_many_answers_do_no_harm() {
     assert!(hand.is_open(peer), "{:?}", hand.counters.closed());
     let payload = 4 * 200 + 100 + 39 * (26 << 10) + (2..82).sum::<u64>();
     assert_eq!(hand.counters.payload_sent_bytes.get(), payload);
+}
+
+/// Questions whose answers would have been thrown away were read and hashed for first: a millisecond each.
+#[test]
+fn nothing_is_read_for_an_answer_that_will_not_be_sent() {
+    let join = |hand: &mut Hand, number: u64| {
+        let sock = hand.knock(&format!("10.0.{}.{}", number / 100, number % 100));
+        let mut hello = hand.handshake(number);
+        hello[27] |= 0x10; // speaks v2
+        hello.extend([0, 0, 0, 1, 15]);
+        hand.hear(sock, &hello);
+        sock
+    };
+    let question = |hand: &Hand, base_layer: u32, length: u32| {
+        let root = hand.metainfo.info().files().next().unwrap().pieces_root.unwrap();
+        let numbers = [base_layer, 0, length, 0].map(u32::to_be_bytes);
+        [&[0, 0, 0, 49, 21], &root[..], numbers.as_flattened()].concat()
+    };
+    let reads_for_leaves = |hand: &mut Hand| {
+        let (before, sock) = (hand.reads, join(hand, 5_000));
+        let asked = question(hand, 0, 1024);
+        hand.hear(sock, &asked);
+        hand.turn();
+        assert!(hand.is_open(sock), "{:?}", hand.counters.closed());
+        hand.reads - before
+    };
+    let mut calm = big_seed_of(Kind::V2);
+    assert!(reads_for_leaves(&mut calm) > 0, "leaves come from the disk");
+    let mut hand = big_seed_of(Kind::V2);
+    for number in 0..120 {
+        let sock = join(&mut hand, number);
+        let layer = question(&hand, 4, 256);
+        (0..40).for_each(|_| hand.hear(sock, &layer));
+    }
+    let waiting = hand.shard.answer_bytes();
+    assert!(waiting > 15 << 20, "{waiting} bytes wait");
+    assert_eq!(reads_for_leaves(&mut hand), 0);
 }

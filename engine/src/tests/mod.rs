@@ -1,9 +1,11 @@
 //! Whole engines on loopback, on the real drivers.
 
+mod accounts;
 mod blame;
 mod choking;
 mod cold;
 mod door;
+mod hand;
 mod hostile;
 mod intake;
 mod journal;
