@@ -55,8 +55,9 @@ const CHATTER_PER_BLOCK: u32 = 2;
 const CHOKES: (u32, u32) = (64, 2);
 /// Answers (metadata, hashes) that a peer may ask for, in bytes: so many at once, so many per second for
 /// ever. A question is 49 bytes; its answer may be 264 KiB, and a millisecond of hashing to see that what
-/// the disk gave is right. A second's worth are the leaves of 2 GiB, more than a connection moves.
-const ANSWERS: (u64, u64) = (8 << 20, 4 << 20);
+/// the disk gave is right. A second's worth are the leaves of 2 GiB, more than a connection moves. What is free at
+/// once is twice what our own nodes have in flight: whoever comes back as a newcomer gets it again.
+const ANSWERS: (u64, u64) = (2 << 20, 4 << 20);
 /// Pieces of the info dict that a peer is given: the whole of it so many times, and a few for luck. Who
 /// asks for more is refused, and its questions are chatter.
 const METADATA_WHOLES: u32 = 3;
@@ -573,7 +574,7 @@ impl Channel {
 
     /// Refuses a hash request, which then counts as chatter alone.
     pub fn send_hash_reject(&mut self, request: HashRequest) {
-        self.answers.refund(u64::from(hashes_of(&request)) * 32);
+        self.paused_until = self.answers.refund(u64::from(hashes_of(&request)) * 32);
         self.out.push_back(Out::Plain(Message::HashReject(request)));
     }
 
@@ -622,6 +623,11 @@ impl Channel {
     fn has_metadata_enough(&self) -> bool {
         let pieces = self.config.metadata_len_bytes.unwrap_or(0).div_ceil(METADATA_PIECE_LEN);
         self.metadata_asked >= METADATA_WHOLES * pieces + METADATA_EXTRA
+    }
+
+    /// Whether the peer has asked for something whose answer is charged.
+    pub(super) fn has_been_asked(&self) -> bool {
+        self.answers.is_used()
     }
 
     /// Until when the peer is not to be read, because it has asked for more than it may.

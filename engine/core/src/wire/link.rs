@@ -16,7 +16,9 @@ use super::message::{Frame, FrameLimits, Message, PIECE_HEADER_LEN, frame, piece
 use super::plan::{ChannelId, GatherList, Landed, PLAN_BLOCKS_MAX, PlanSlot, ReceivePlan};
 use crate::geometry::BlockRef;
 
-/// What is read at a time when nothing is predicted, in bytes: room for a burst of haves.
+/// What is read at a time when nothing is predicted, in bytes: room for a burst of haves. Whoever fills that is
+/// read four times as much the next time, up to [`SMALL_LEN_MAX`]: a flood is over sooner the fewer calls
+/// and turns it takes to read it.
 const SMALL_LEN: usize = 1024;
 /// Most staging bytes in one slot, so that a long message does not size our buffers.
 const SMALL_LEN_MAX: usize = 16 * 1024;
@@ -127,6 +129,8 @@ pub struct Link {
     /// What the receive in flight was planned as.
     plan: Vec<PlanSlot>,
     scratch: Vec<u8>,
+    /// What is read next when nothing is predicted, in bytes.
+    small_len: usize,
 
     /// Our handshake, until it is sent.
     greeting: Option<[u8; HANDSHAKE_LEN]>,
@@ -186,6 +190,7 @@ impl Link {
             mid: None,
             plan: Vec::new(),
             scratch: Vec::new(),
+            small_len: SMALL_LEN,
             greeting: None,
             keep_alive_due: false,
             sending_since: None,
@@ -262,7 +267,7 @@ impl Link {
         plan.slots.clear();
         match self.phase {
             Phase::Offered { .. } => {}
-            Phase::Open if self.paused_until.is_some() => {}
+            Phase::Open if self.pause().is_some() => {}
             Phase::Handshake { .. } => {
                 plan.slots.push(PlanSlot::Small { len: HANDSHAKE_LEN - self.staged.len() });
             }
@@ -338,7 +343,7 @@ impl Link {
         if !predicted && self.mid.is_none() {
             let limits = self.channels[0].limits();
             let rest = if staged.is_empty() { 0 } else { rest_of_message(staged, limits) };
-            slots.push(PlanSlot::Small { len: rest.clamp(SMALL_LEN, SMALL_LEN_MAX) });
+            slots.push(PlanSlot::Small { len: rest.clamp(self.small_len, SMALL_LEN_MAX) });
         }
     }
 
@@ -360,7 +365,15 @@ impl Link {
         let mut scratch = std::mem::take(&mut self.scratch);
         self.last_received = now;
         self.received_bytes += len_bytes as u64;
+        let was_open = self.phase == Phase::Open;
         let result = self.walk(now, &plan, len_bytes, landed, &mut scratch);
+        // Questions are paid for after the receive that brought them, so that of these few are read at once.
+        let is_filled = matches!(plan[..], [PlanSlot::Small { len }] if len == len_bytes);
+        self.small_len =
+            match was_open && is_filled && !self.channels.iter().any(Channel::has_been_asked) {
+                true => (self.small_len * 4).min(SMALL_LEN_MAX),
+                false => SMALL_LEN,
+            };
         scratch.clear();
         scratch.shrink_to(SCRATCH_KEEP);
         self.scratch = scratch;
@@ -622,7 +635,7 @@ impl Link {
         };
         let partial = self.partial.map(|partial| partial.since + TRICKLE_WINDOW);
         let stalls = self.channels.iter().filter_map(Channel::stall_deadline);
-        let others = [sending, phase, partial, self.paused_until].into_iter().flatten();
+        let others = [sending, phase, partial, self.pause()].into_iter().flatten();
         others.chain(stalls).fold(idle, Instant::min)
     }
 
@@ -652,8 +665,7 @@ impl Link {
             self.partial = None;
             self.watch_progress(now);
         }
-        if self.paused_until.is_some_and(|until| until <= now) {
-            self.paused_until = None;
+        if self.pause().is_none_or(|until| until <= now) && self.paused_until.take().is_some() {
             self.watch_progress(now);
         }
         if self.phase == Phase::Open
@@ -666,11 +678,17 @@ impl Link {
         Ok(())
     }
 
+    /// Until when the peer is not read. Questions of the last receive that were refused cost nothing after all.
+    fn pause(&self) -> Option<Instant> {
+        let until = self.channels.iter().filter_map(Channel::paused_until).max();
+        self.paused_until.and(until)
+    }
+
     /// Keeps the window in which a begun message must make progress.
     fn watch_progress(&mut self, now: Instant) {
         let begun = self.phase == Phase::Open && (self.mid.is_some() || !self.staged.is_empty());
         // A peer that is not read makes no progress by our doing.
-        if !begun || self.paused_until.is_some() {
+        if !begun || self.pause().is_some() {
             self.partial = None;
         } else if self.partial.is_none_or(|partial| partial.messages != self.messages) {
             let (received_bytes, messages) = (self.received_bytes, self.messages);

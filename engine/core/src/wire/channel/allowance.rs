@@ -54,12 +54,14 @@ pub(super) struct Toll {
     per_second: u64,
     /// When everything spent so far will have come back; in the past, when there is nothing to pay.
     full_at: Option<Instant>,
+    /// When something was charged last.
+    paid_at: Option<Instant>,
 }
 
 impl Toll {
     /// One with nothing spent: bytes at once, bytes per second.
     pub fn new((burst, per_second): (u64, u64)) -> Self {
-        Self { burst, per_second, full_at: None }
+        Self { burst, per_second, full_at: None, paid_at: None }
     }
 
     /// Charges `cost_bytes`. Until when the peer is in debt, if it is.
@@ -67,14 +69,28 @@ impl Toll {
         let burst = self.time(self.burst);
         let from = self.full_at.map_or(now, |at| at.max(now));
         let full_at = (from + self.time(cost_bytes)).min(now + burst + DEBT_MAX);
-        self.full_at = Some(full_at);
-        (full_at > now + burst).then(|| full_at - burst)
+        (self.full_at, self.paid_at) = (Some(full_at), Some(now));
+        self.debt_until()
     }
 
-    /// Gives back what was charged for something that was not done after all.
-    pub fn refund(&mut self, cost_bytes: u64) {
+    /// Whether anything has ever been charged.
+    pub fn is_used(&self) -> bool {
+        self.full_at.is_some()
+    }
+
+    /// Gives back what was charged for something that was not done after all. Until when the peer is in debt all
+    /// the same, if it is.
+    pub fn refund(&mut self, cost_bytes: u64) -> Option<Instant> {
         let time = self.time(cost_bytes);
         self.full_at = self.full_at.and_then(|at| at.checked_sub(time));
+        self.debt_until()
+    }
+
+    /// Until when there is debt, as things were when something was charged last.
+    fn debt_until(&self) -> Option<Instant> {
+        let burst = self.time(self.burst);
+        let out_at = self.full_at?.checked_sub(burst)?;
+        (Some(out_at) > self.paid_at).then_some(out_at)
     }
 
     fn time(&self, bytes: u64) -> Duration {
@@ -100,7 +116,11 @@ mod tests {
         }
         assert!((1900..=2000).contains(&paid), "{paid} in 19.5 s at 100 a second");
         assert_eq!(toll.pay(now, u64::MAX), Some(now + DEBT_MAX));
-        assert_eq!(toll.pay(now + Duration::from_secs(100), 1000), None, "a burst again");
+        let later = now + Duration::from_secs(100);
+        assert_eq!(toll.pay(later, 1000), None, "a burst again");
+        assert_eq!(toll.pay(later, 300), Some(later + Duration::from_secs(3)));
+        assert_eq!(toll.refund(200), Some(later + Duration::from_secs(1)), "100 in debt");
+        assert_eq!(toll.refund(200), None, "and out of it");
     }
 
     #[test]

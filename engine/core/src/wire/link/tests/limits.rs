@@ -254,7 +254,7 @@ fn questions_that_cannot_be_answered_are_chatter() {
 #[test]
 fn the_info_dict_is_given_three_times_and_then_refused() {
     let mut bench = serving();
-    bench.channel().set_metadata_len(1 << 20);
+    bench.channel().set_metadata_len(256 << 10);
     let extended = Message::Extended { id: 0, payload: b"d1:md11:ut_metadatai3eee" };
     bench.receive(&encoded(&[extended])).unwrap();
     let question = encoded(&[METADATA_QUESTION]);
@@ -267,14 +267,14 @@ fn the_info_dict_is_given_three_times_and_then_refused() {
         for event in std::mem::take(&mut bench.events) {
             let LinkEvent::Channel { event, .. } = event else { continue };
             if matches!(event, ChannelEvent::MetadataRequest { .. }) {
-                bench.channel().send_metadata_piece(0, 1 << 20, &[0; 16_384]);
+                bench.channel().send_metadata_piece(0, 256 << 10, &[0; 16_384]);
                 given += 1;
             }
         }
         bench.sent();
     }
     assert_eq!(error, Some(LinkError::Flood { what: "chatter" }));
-    assert_eq!(given, 3 * 64 + 64);
+    assert_eq!(given, 3 * 16 + 64);
 }
 
 /// Questions that are refused cost no work. They were paced like the others, slower than talk is free, and
@@ -365,4 +365,26 @@ fn a_pause_is_no_slowness_of_the_peer_and_has_an_end() {
         bench.link.handle_timeout(bench.now).unwrap();
     }
     assert_eq!(bench.now - start, Duration::from_secs(30), "ended, and not before");
+}
+
+/// A flood was read a KiB at a time: a peer that asks for everything and reads nothing was sent a MiB between the
+/// first of its requests and the one too many. A question may cost a millisecond and is paid for only after
+/// the receive that brought it, so that of these few are read at once, whatever was said before.
+#[test]
+fn who_says_much_is_read_much_at_a_time_and_who_asks_little() {
+    let mut bench = serving();
+    let talk = encoded(&vec![Message::Suggest(1); 1000]);
+    let mut at = 0;
+    for (there, read) in [(9000, 1024), (9000, 4096), (9, 9), (9000, 1024)] {
+        let end = talk.len().min(at + there);
+        assert_eq!(bench.receive_some(&talk[at..end], usize::MAX), Ok(read));
+        at += read;
+    }
+    let mut bench = serving();
+    let hashes =
+        HashRequest { pieces_root: [7; 32], base_layer: 0, index: 0, length: 2, proof_layers: 0 };
+    let questions = encoded(&vec![Message::HashRequest(hashes); 100]);
+    for at in 0..4 {
+        assert_eq!(bench.receive_some(&questions[at * 1024..], usize::MAX), Ok(1024));
+    }
 }
