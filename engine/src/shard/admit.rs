@@ -4,6 +4,7 @@
 //! Nothing here sizes anything by what a stranger does: every table has a bound, and what a bound costs is
 //! paid by whoever takes most.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -36,8 +37,7 @@ pub(super) struct Door {
     networks: BTreeMap<IpAddr, Network>,
     /// Addresses whose connections are not counted: the market's members.
     members: BTreeSet<IpAddr>,
-    /// Incoming connections that have not shaken hands, the oldest first.
-    pending: BTreeSet<ConnId>,
+    pending: Pending,
     /// By the code of the reason: lines left, and lines not written since the last one.
     log: BTreeMap<&'static str, (Tokens, u64)>,
 }
@@ -46,8 +46,50 @@ pub(super) struct Door {
 #[derive(Debug)]
 struct Network {
     open: u32,
-    pending: u32,
     arrivals: Tokens,
+}
+
+/// Incoming connections that have not shaken hands. A storm brings thousands of them in a second, so that who has
+/// to go is known without looking at all.
+#[derive(Debug, Default)]
+struct Pending {
+    by_network: BTreeMap<IpAddr, BTreeSet<ConnId>>,
+    /// How many each network has, then its oldest: the last is the first to go.
+    order: BTreeSet<(usize, Reverse<ConnId>, IpAddr)>,
+    count: usize,
+}
+
+impl Pending {
+    fn change(&mut self, ip: IpAddr, change: impl FnOnce(&mut BTreeSet<ConnId>) -> bool) -> bool {
+        let key = |ids: &BTreeSet<ConnId>| ids.first().map(|&id| (ids.len(), Reverse(id), ip));
+        let ids = self.by_network.entry(ip).or_default();
+        if let Some(before) = key(ids) {
+            self.order.remove(&before);
+        }
+        let has_changed = change(ids);
+        match key(ids) {
+            Some(after) => {
+                self.order.insert(after);
+            }
+            None => {
+                self.by_network.remove(&ip);
+            }
+        }
+        has_changed
+    }
+
+    fn insert(&mut self, id: ConnId, ip: IpAddr) {
+        self.count += usize::from(self.change(network_of(ip), |ids| ids.insert(id)));
+    }
+
+    fn remove(&mut self, id: ConnId, ip: IpAddr) {
+        self.count -= usize::from(self.change(network_of(ip), |ids| ids.remove(&id)));
+    }
+
+    /// The oldest one of the network that has most; of networks that have as many, the oldest of all.
+    fn first_to_go(&self) -> Option<ConnId> {
+        self.order.last().map(|(_, Reverse(id), _)| *id)
+    }
 }
 
 /// A bucket of whole tokens that time fills.
@@ -109,7 +151,7 @@ impl Door {
         Door {
             networks: BTreeMap::new(),
             members: BTreeSet::new(),
-            pending: BTreeSet::new(),
+            pending: Pending::default(),
             log: BTreeMap::new(),
         }
     }
@@ -119,7 +161,7 @@ impl Door {
         if self.networks.len() >= NETWORKS_MAX && !self.networks.contains_key(&ip) {
             self.forget_quiet(now);
         }
-        let fresh = || Network { open: 0, pending: 0, arrivals: Tokens::new(ARRIVALS, now) };
+        let fresh = || Network { open: 0, arrivals: Tokens::new(ARRIVALS, now) };
         self.networks.entry(ip).or_insert_with(fresh)
     }
 
@@ -146,17 +188,12 @@ impl Door {
     pub fn opened(&mut self, id: ConnId, ip: IpAddr, now: Instant) {
         let network = self.network(ip, now);
         network.open += 1;
-        network.pending += 1;
-        self.pending.insert(id);
+        self.pending.insert(id, ip);
     }
 
     /// Its handshake has come, or it is gone.
     pub fn settled(&mut self, id: ConnId, ip: IpAddr) {
-        if self.pending.remove(&id)
-            && let Some(network) = self.networks.get_mut(&network_of(ip))
-        {
-            network.pending -= 1;
-        }
+        self.pending.remove(id, ip);
     }
 
     /// A connection that had come in is gone.
@@ -206,7 +243,7 @@ impl Shard {
                 return Err(CloseReason::AddressThrottled);
             }
         }
-        if self.door.pending.len() >= self.config.handshakes_max as usize {
+        if self.door.pending.count >= self.config.handshakes_max as usize {
             self.crowd_out();
         }
         if self.is_full() && !self.displace_one(None) {
@@ -232,12 +269,7 @@ impl Shard {
     /// Too many are at their handshake: the oldest one of the network that has most of them goes. Who
     /// floods crowds out its own; an honest handshake takes one round trip.
     fn crowd_out(&mut self) {
-        let pending_of = |id: &ConnId| {
-            let network = network_of(self.conns.get(id)?.addr.ip());
-            Some(self.door.networks.get(&network)?.pending)
-        };
-        // The first of equals is the oldest.
-        let victim = self.door.pending.iter().rev().max_by_key(|id| pending_of(id)).copied();
+        let victim = self.door.pending.first_to_go();
         if let Some(id) = victim {
             self.close_conn(id, CloseReason::CrowdedOut);
         }
@@ -258,7 +290,7 @@ impl Shard {
             })
             .min_by_key(|(_, conn)| {
                 let ip = conn.addr.ip();
-                let held = std::cmp::Reverse(self.door.open_of(ip));
+                let held = Reverse(self.door.open_of(ip));
                 (self.door.is_member(ip), held, conn.useful_at)
             })
             .map(|(&id, _)| id);
@@ -326,7 +358,7 @@ mod tests {
             door.closed(id, stranger, &CloseReason::Gone, now);
         }
         assert!(door.networks.len() <= NETWORKS_MAX, "{}", door.networks.len());
-        assert!(door.pending.is_empty());
+        assert_eq!((door.pending.count, door.pending.order.len()), (0, 0));
         assert_eq!(door.open_of(ip("10.0.0.1")), 1);
         let offender = &door.networks[&ip("10.0.0.2")];
         assert_eq!(offender.arrivals.left, i64::from(ARRIVALS.0) - i64::from(BREACH_COST));

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// Connections that the kernel holds for us before they are accepted; `net.core.somaxconn` may cut it.
-pub const BACKLOG: i32 = 1024;
+pub const BACKLOG: i32 = 4096;
 
 /// Whether calls on a socket wait. A ring wants sockets that wait (it arms a poll itself, and reports
 /// `EAGAIN` for those that do not), epoll wants sockets that never do.
