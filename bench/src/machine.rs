@@ -167,9 +167,14 @@ pub const TICKS_PER_SECOND: f64 = 100.0;
 /// Binds the calling thread to one core, so that the scheduler's moves are not measured. Where that
 /// is not allowed the thread stays free.
 pub fn pin_to_core(core: usize) {
-    let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
-    let _ = rustix::thread::sched_setaffinity(None, &cores);
+    pin_to_cores(&[core]);
+}
+
+/// Like [`pin_to_core`], to any of several.
+pub fn pin_to_cores(cores: &[usize]) {
+    let mut set = rustix::thread::CpuSet::new();
+    cores.iter().for_each(|&core| set.set(core));
+    let _ = rustix::thread::sched_setaffinity(None, &set);
 }
 
 /// The cores that the calling thread may run on.

@@ -13,6 +13,7 @@ use super::serve::Serving;
 use super::table::Table;
 use super::wire::{Wire, bits, blocks_from, drain, jain};
 use super::{Bench, Options, slow};
+use crate::machine;
 use crate::report::{Bar, Report};
 use ringseed_core::wire::message::Message;
 
@@ -91,8 +92,13 @@ pub fn run(args: &Args) -> Report {
 /// Peers alike, or one of them with many connections.
 fn equal(bench: &mut Bench, args: &Args, payload: &Payload, has_crowd: bool) {
     let title = match has_crowd {
-        false => format!("{EQUAL} leeches alike, {} s", args.seconds),
-        true => format!("{} leeches, one with {CROWD} connections, {} s", EQUAL, args.seconds),
+        false => {
+            format!("{EQUAL} leeches alike, the seed on a core of its own, {} s", args.seconds)
+        }
+        true => format!(
+            "{EQUAL} leeches, one with {CROWD} connections, the seed on a core of its own, {} s",
+            args.seconds
+        ),
     };
     let columns =
         ["all, MB/s", "least, MB/s", "most, MB/s", "Jain", "crowd over the mean of others"];
@@ -132,7 +138,9 @@ fn equal(bench: &mut Bench, args: &Args, payload: &Payload, has_crowd: bool) {
     bench.report.tables.push(table);
 }
 
-/// Bytes per second of each peer; of the one with the crowd first. Each has an address of its own.
+/// Bytes per second of each peer; of the one with the crowd first. Each has an address of its own. The seed has a
+/// core of its own where there are several, and the peers share the others: a peer that ran on the seed's
+/// core would get less for that, and what is measured is the seed and not the scheduler.
 fn shares(
     bench: &Bench,
     peer: &dyn Peer,
@@ -140,7 +148,12 @@ fn shares(
     seconds: u64,
     has_crowd: bool,
 ) -> Result<Vec<f64>, String> {
-    let seed = Serving::start(bench, peer, payload)?;
+    let cores = machine::cores_allowed();
+    let (own, others) = match cores.split_first() {
+        Some((&first, rest)) if !rest.is_empty() => (Some(first), rest.to_vec()),
+        _ => (None, cores),
+    };
+    let (seed, others) = (Serving::start_on(bench, peer, payload, own)?, &others);
     let torrent = payload.metainfo();
     let counted: Vec<AtomicU64> = (0..EQUAL).map(|_| AtomicU64::new(0)).collect();
     let time = Duration::from_secs(seconds);
@@ -153,6 +166,7 @@ fn shares(
             let connections = if has_crowd && number == 0 { CROWD } else { 1 };
             for connection in 0..connections {
                 scope.spawn(move || {
+                    machine::pin_to_cores(others);
                     let from = Ipv4Addr::new(127, 0, 1, 1 + number as u8);
                     // One who takes more than its share says that it is many.
                     let id = number * 100 + connection;

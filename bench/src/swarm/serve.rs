@@ -23,6 +23,19 @@ impl Serving {
     /// # Errors
     /// Why not.
     pub fn start(bench: &Bench, peer: &dyn Peer, payload: &Payload) -> Result<Serving, String> {
+        Serving::start_on(bench, peer, payload, None)
+    }
+
+    /// Starts one on a core of its own, if that is given.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn start_on(
+        bench: &Bench,
+        peer: &dyn Peer,
+        payload: &Payload,
+        core: Option<usize>,
+    ) -> Result<Serving, String> {
         let addr = SocketAddr::from((peer.ip(), free_port()));
         let home = bench.runner.dir.join(format!("serving-{}", addr.port()));
         let tracker = Tracker::start(peer.ip(), Vec::new()).map_err(|error| error.to_string())?;
@@ -33,7 +46,7 @@ impl Serving {
             folder: payload.root.clone(),
             peers: Vec::new(),
             tracker: tracker.url(),
-            core: None,
+            core,
             stays: true,
         };
         let program = peer.seed(&job)?.ok_or("it does not serve by itself")?;
