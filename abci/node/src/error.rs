@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::progress::tell_line;
+
 /// Result of everything a command does.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -190,9 +192,9 @@ impl Error {
     /// Prints it to stderr as an error, in text or as one line of JSON.
     pub fn print(&self, as_json: bool) {
         if as_json {
-            eprintln!("{}", self.to_json());
+            tell_line(self.to_json());
         } else {
-            eprintln!("{}", self.text("error"));
+            tell_line(self.text("error"));
         }
     }
 
@@ -201,11 +203,11 @@ impl Error {
         if as_json {
             let mut object = self.json_as("warning");
             object["now"] = json!(now);
-            eprintln!("{object}");
+            tell_line(object);
         } else {
             let mut text = self.text("warning");
             text.push_str(&format!("\n  now   {now}"));
-            eprintln!("{text}");
+            tell_line(text);
         }
     }
 

@@ -4,7 +4,8 @@
 //! object per line. All three come from the same calls.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -27,6 +28,17 @@ pub enum Mode {
 const LINE_PERIOD: Duration = Duration::from_secs(2);
 /// Between two JSON events of one task.
 const EVENT_PERIOD: Duration = Duration::from_millis(500);
+
+/// Writes a line to stderr, in one call. A JSON object writes itself in hundreds of pieces, and stderr keeps none of
+/// them back: with a reader at the other end that was half of the time that a small download takes.
+pub fn tell_line(line: impl Display) {
+    write_line(&mut std::io::stderr().lock(), line);
+}
+
+fn write_line(out: &mut impl Write, line: impl Display) {
+    // Nobody may be listening any more, which is no reason to stop.
+    let _ = out.write_all(format!("{line}\n").as_bytes());
+}
 
 /// Where a command reports.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +67,14 @@ impl Reporter {
         if self.is_json() {
             self.emit("event", name, fields);
         } else {
-            eprintln!("{text}");
+            tell_line(text);
         }
     }
 
     /// A hint for people only.
     pub fn hint(&self, text: &str) {
         if !self.is_json() {
-            eprintln!("{text}");
+            tell_line(text);
         }
     }
 
@@ -71,7 +83,7 @@ impl Reporter {
         if let (Some(into), Value::Object(from)) = (object.as_object_mut(), fields) {
             into.extend(from);
         }
-        eprintln!("{object}");
+        tell_line(&object);
     }
 
     /// Starts a task of `total` bytes (0: not yet known). `label` is what people see before the bar.
@@ -206,16 +218,19 @@ impl Task {
             );
         } else if self.in_bytes {
             let eta = eta.map(|eta| format!("  eta {}", units::time(eta))).unwrap_or_default();
-            eprintln!(
+            tell_line(format_args!(
                 "{} {percent:>3}%  {}/{}  {}{eta}  {}",
                 self.label,
                 units::bytes(state.done),
                 units::bytes(state.total),
                 units::rate(rate),
                 state.note
-            );
+            ));
         } else {
-            eprintln!("{} {}/{}  {}", self.label, state.done, state.total, state.note);
+            tell_line(format_args!(
+                "{} {}/{}  {}",
+                self.label, state.done, state.total, state.note
+            ));
         }
         state.told = line;
         state.told_at = Instant::now();
@@ -243,6 +258,25 @@ mod tests {
             things.set(16, 16);
             things.tell(true);
         }
+    }
+
+    /// The summary of a small download went to stderr in hundreds of calls, each of which woke its reader.
+    #[test]
+    fn a_line_is_one_call() {
+        struct Calls(Vec<Vec<u8>>);
+        impl Write for Calls {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.push(bytes.to_vec());
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut calls = Calls(Vec::new());
+        write_line(&mut calls, json!({"a": [1, 2, {"b": null}], "c": "d"}));
+        assert_eq!(calls.0, [b"{\"a\":[1,2,{\"b\":null}],\"c\":\"d\"}\n".to_vec()]);
     }
 
     #[test]
