@@ -151,7 +151,7 @@ impl Bench {
 
     /// Removes what is left, and says what the machine was doing.
     pub fn finish(mut self) -> Report {
-        let _ = std::fs::remove_dir_all(&self.runner.dir);
+        turns::clear(&self.runner.dir);
         if child::is_interrupted() {
             self.report.fail("interrupted".to_owned());
         }

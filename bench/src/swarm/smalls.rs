@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Report {
     let mut bench = Bench::new("smalls", &args.common);
     for part in &args.parts {
         // What another part left is in no one's way.
-        let _ = std::fs::remove_dir_all(&bench.runner.dir);
+        bench.runner.put_aside(&bench.runner.dir);
         match part.as_str() {
             "equal" => files(&mut bench, args, "of 32 KiB", vec![32 << 10; args.files]),
             "random" => {
@@ -88,7 +88,7 @@ fn odd(bench: &mut Bench, args: &Args) {
         ("1 file".to_owned(), Plan::file("single.bin", whole)),
         (format!("{ODD_FILES} files of odd lengths, no pads"), Plan::folder("odd", lens)),
     ] {
-        let _ = std::fs::remove_dir_all(&bench.runner.dir);
+        bench.runner.put_aside(&bench.runner.dir);
         let Some(payload) = bench.payload(Kind::V1, piece, &[plan], &args.common, 1) else {
             return;
         };
