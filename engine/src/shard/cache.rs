@@ -77,6 +77,12 @@ impl Cache {
         }
     }
 
+    /// The write has ended, and nobody wants what was written: its memory serves the next extent while it is
+    /// still in the processor's caches.
+    pub fn release(&mut self, key: ExtentKey, name: u64) {
+        self.drop_entry((key, name));
+    }
+
     /// The extent, if it is here with that piece.
     pub fn get(&mut self, key: ExtentKey, piece: u32) -> Option<Extent> {
         self.next += 1;

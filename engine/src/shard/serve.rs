@@ -82,6 +82,8 @@ pub(super) struct ReadJob {
     pub class: Class,
     /// What is still to be read, the next part last: file, offset, position in the extent, length.
     pub parts: Vec<(u32, u64, usize, usize)>,
+    /// All that was read so far came from the page cache.
+    pub is_resident: bool,
     /// Of a check: parts of the extent that are not there, position and length.
     pub holes: Vec<(usize, usize)>,
 }
@@ -419,7 +421,15 @@ impl Shard {
         let job = self.next_job;
         self.jobs.insert(
             job,
-            Job::Read(ReadJob { listing, extent, pieces, class, parts, holes: Vec::new() }),
+            Job::Read(ReadJob {
+                listing,
+                extent,
+                pieces,
+                class,
+                parts,
+                is_resident: true,
+                holes: Vec::new(),
+            }),
         );
         self.read_next(job, buf);
     }
@@ -461,6 +471,7 @@ impl Shard {
                     }
                 };
                 counter.add(len as u64);
+                read.is_resident &= path != ReadPath::Direct;
                 if len == wanted {
                     return self.read_next(job, buf);
                 }
@@ -485,7 +496,7 @@ impl Shard {
             self.check_read(read.listing, read.extent, result.ok(), read.holes);
             return;
         }
-        let ReadJob { listing, extent, pieces, .. } = read;
+        let ReadJob { listing, extent, pieces, is_resident, .. } = read;
         let key = ExtentKey { listing, extent: extent.get() };
         let waiters = self.reads.waiters.remove(&key).unwrap_or_default();
         match result {
@@ -498,7 +509,11 @@ impl Shard {
                             conn.held.push(Held { extent, data, pieces });
                         }
                     }
-                    self.cache.insert(key, data, pieces, false);
+                    // What the kernel keeps need not be kept here as well. Its memory comes back at once and
+                    // is used again while it is in the processor's caches.
+                    if !is_resident {
+                        self.cache.insert(key, data, pieces, false);
+                    }
                 }
             }
             Err(error) => {

@@ -11,6 +11,7 @@ use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
 use super::fill::Filled;
 use super::gather::holds_askew;
 use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
+use super::peer::Conn;
 use super::stripes::StripeNews;
 use super::timers::Timer;
 use super::{Job, Shard};
@@ -255,11 +256,23 @@ impl Shard {
     fn extents_written(&mut self, job: u64) {
         let Some(Job::Write(write)) = self.jobs.remove(&job) else { return };
         let listing = write.listing;
+        let is_wanted = self.is_anybody_interested(listing);
         for Stored { extent, pieces, cached, .. } in write.extents {
-            self.cache.unpin(ExtentKey { listing, extent: extent.get() }, cached);
+            let key = ExtentKey { listing, extent: extent.get() };
+            match is_wanted {
+                true => self.cache.unpin(key, cached),
+                false => self.cache.release(key, cached),
+            }
             self.pieces_written(listing, &pieces);
         }
         self.look_whether_complete(listing);
+    }
+
+    /// Whether some peer wants something of a listing that we have.
+    fn is_anybody_interested(&self, listing: ListingId) -> bool {
+        let conns = self.active.get(&listing).into_iter().flat_map(|active| &active.conns);
+        let mut channels = conns.filter_map(|id| self.conns.get(id).and_then(Conn::channel));
+        channels.any(|channel| channel.peer_interested())
     }
 
     fn pieces_written(&mut self, listing: ListingId, pieces: &RunSet) {
