@@ -18,6 +18,7 @@ use super::disk::{Class, DiskTask, FileKey, TaskKind};
 use super::limits::{Allowance, Counted, Way};
 use super::peer::{CloseReason, Conn, ConnId, Held, Parts, Served};
 use super::timers::Timer;
+use super::writing::ranges_in;
 use super::{Flight, Job, Shard};
 use crate::api::ListingId;
 use crate::io::{Op, ReadPath, SEND_PARTS_MAX, SendBuf, SendPart};
@@ -393,7 +394,8 @@ impl Shard {
         }
     }
 
-    /// Starts to read an extent; pads become zeros.
+    /// Starts to read the pieces of an extent, or all of it for a check; pads become zeros. What is between the
+    /// pieces is not read: it may lie in files that are not there, because nobody selected them.
     pub(super) fn read_extent(
         &mut self,
         listing: ListingId,
@@ -404,17 +406,22 @@ impl Shard {
         mut buf: ExtentMut,
     ) {
         let begin = geometry.extent_offset(extent);
-        let len = geometry.extent_len(extent);
         let mut parts = Vec::new();
-        let mut at = 0;
-        for slice in geometry.slices(begin, u64::from(len)) {
-            let slice_len = slice.len as usize;
-            if slice.pad {
-                buf[at..at + slice_len].fill(0);
-            } else {
-                parts.push((slice.file.get(), slice.file_offset, at, slice_len));
+        let ranges = match class {
+            Class::Check => vec![begin..begin + u64::from(geometry.extent_len(extent))],
+            _ => ranges_in(geometry, extent, &pieces),
+        };
+        for range in ranges {
+            let mut at = (range.start - begin) as usize; // within an extent
+            for slice in geometry.slices(range.start, range.end - range.start) {
+                let slice_len = slice.len as usize;
+                if slice.pad {
+                    buf[at..at + slice_len].fill(0);
+                } else {
+                    parts.push((slice.file.get(), slice.file_offset, at, slice_len));
+                }
+                at += slice_len;
             }
-            at += slice_len;
         }
         parts.reverse();
         self.next_job += 1;

@@ -42,16 +42,25 @@ pub(super) struct Stored {
 impl Stored {
     /// Where in the torrent its pieces lie, as far as they lie in it.
     pub fn ranges(&self, geometry: &Geometry) -> Vec<Range<u64>> {
-        let begin = geometry.extent_offset(self.extent);
-        let end = begin + u64::from(geometry.extent_len(self.extent));
-        let range_of = |(first, count): (u32, u32)| {
-            let piece = geometry.piece(first).expect("a piece of the extent");
-            let last = geometry.piece(first + count - 1).expect("a piece of the extent");
-            let to = geometry.piece_offset(last) + u64::from(geometry.piece_len(last));
-            geometry.piece_offset(piece).max(begin)..to.min(end)
-        };
-        self.pieces.runs().map(range_of).collect()
+        ranges_in(geometry, self.extent, &self.pieces)
     }
+}
+
+/// Where in the torrent pieces of an extent lie, as far as they lie in it.
+pub(super) fn ranges_in(
+    geometry: &Geometry,
+    extent: ExtentIndex,
+    pieces: &RunSet,
+) -> Vec<Range<u64>> {
+    let begin = geometry.extent_offset(extent);
+    let end = begin + u64::from(geometry.extent_len(extent));
+    let range_of = |(first, count): (u32, u32)| {
+        let piece = geometry.piece(first).expect("a piece of the extent");
+        let last = geometry.piece(first + count - 1).expect("a piece of the extent");
+        let to = geometry.piece_offset(last) + u64::from(geometry.piece_len(last));
+        geometry.piece_offset(piece).max(begin)..to.min(end)
+    };
+    pieces.runs().map(range_of).collect()
 }
 
 impl Shard {
