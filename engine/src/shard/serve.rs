@@ -408,7 +408,10 @@ impl Shard {
         let begin = geometry.extent_offset(extent);
         let mut parts = Vec::new();
         let ranges = match class {
-            Class::Check => vec![begin..begin + u64::from(geometry.extent_len(extent))],
+            Class::Check => {
+                let whole = begin..begin + u64::from(geometry.extent_len(extent));
+                std::iter::once(whole).collect()
+            }
             _ => ranges_in(geometry, extent, &pieces),
         };
         for range in ranges {
