@@ -75,16 +75,21 @@ impl Raw {
 
     /// Sends as much of the bytes as is taken; false when the other side has ended the connection.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
+        self.push_some(bytes).is_some()
+    }
+
+    /// Like [`Raw::push`]: how many bytes were taken, or `None` when the other side has ended the connection.
+    pub fn push_some(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut rest = bytes;
         while !rest.is_empty() {
             match self.stream.write(rest) {
-                Ok(0) => return false,
+                Ok(0) => return None,
                 Ok(count) => rest = &rest[count..],
-                Err(error) if is_wait(error.kind()) => return true,
-                Err(_) => return false,
+                Err(error) if is_wait(error.kind()) => break,
+                Err(_) => return None,
             }
         }
-        true
+        Some(bytes.len() - rest.len())
     }
 
     /// Reads and forgets what is there; false when the other side has ended the connection.
@@ -146,6 +151,26 @@ pub fn about_block(id: u8, piece: u32, begin: u32, len: u32) -> Vec<u8> {
     message(id, numbers.as_flattened())
 }
 
+/// Connects and shakes hands honestly: a connection whose handshake has been answered.
+///
+/// # Errors
+/// When the seed ends the connection instead, or answers something else.
+pub fn greeted(target: &Target, from: Ipv4Addr, name: u32) -> std::io::Result<Raw> {
+    let mut raw = Raw::greet(target, from, name)?;
+    raw.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut answer = [0; 68];
+    raw.stream.read_exact(&mut answer)?;
+    if answer[..20] != *b"\x13BitTorrent protocol" {
+        return Err(std::io::Error::other("no handshake"));
+    }
+    Ok(raw)
+}
+
+/// With which of so many blocks [`leech`] begins under a name.
+pub fn first_block(name: u32, blocks: u32) -> u32 {
+    name.wrapping_mul(977) % blocks
+}
+
 /// Leeches honestly for a stretch of time, 32 requests at a time: payload bytes that came.
 ///
 /// # Errors
@@ -160,7 +185,7 @@ pub fn leech(target: &Target, from: Ipv4Addr, name: u32, time: Duration) -> std:
     let blocks_per_piece = target.piece_len_bytes / 16_384;
     // The last piece may be short.
     let blocks = (target.piece_count - 1) * blocks_per_piece;
-    let mut next = name.wrapping_mul(977) % blocks;
+    let mut next = first_block(name, blocks);
     let (start, mut got, mut asked, mut is_unchoked) = (Instant::now(), 0, 0, false);
     while start.elapsed() < time {
         let mut out = Vec::new();
