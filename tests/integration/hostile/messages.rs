@@ -90,8 +90,8 @@ fn false_numbers_and_bitfields_end_the_connection_at_once() {
                         _ => about_block(id, piece, begin, len),
                     };
                     let code = match id {
-                        // Longer than a block is, and one whose length wraps round to less than its header.
-                        7 if len > 16_384 => "bad-message",
+                        // Nothing, more than a block has, a length that wraps round to less than its header.
+                        7 if len == 0 || len > 16_384 => "bad-message",
                         7 if is_right => "unasked-block",
                         16 if is_right => "unasked-reject",
                         _ => "out-of-range",
