@@ -41,6 +41,10 @@ use crate::wire::handshake::PeerId;
 /// A peer's pipeline holds what it sends in this time. 300 ms cover the round trip of any two hosts
 /// on earth, and the queueing of a capped uplink.
 const PIPELINE_TIME: Duration = Duration::from_millis(300);
+/// Or in twice the time in which nothing comes from it, up to this. Clients that obey an upload limit send
+/// a few times a second (Transmission twice): a pipeline shorter than the pause between two bursts is
+/// all that a burst brings, and the rate that follows from it keeps it so short.
+const PIPELINE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Smallest pipeline, in blocks: half an extent keeps a new peer busy until its rate is known.
 const PIPELINE_MIN: u32 = 8;
 /// Largest pipeline, in blocks (8 MiB); what stock clients queue.
@@ -687,9 +691,14 @@ fn pipeline_max(peer: &Peer) -> u32 {
     let of_rate = peer
         .rate
         .get()
-        .map_or(0.0, |rate| rate * PIPELINE_TIME.as_secs_f64() / f64::from(BLOCK_LEN));
+        .map_or(0.0, |rate| rate * pipeline_time(peer).as_secs_f64() / f64::from(BLOCK_LEN));
     let wanted = if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN) };
     wanted.min(bound)
+}
+
+/// How long a peer's pipeline is in time.
+fn pipeline_time(peer: &Peer) -> Duration {
+    (peer.rate.gap() * 2).clamp(PIPELINE_TIME, PIPELINE_TIME_MAX)
 }
 
 fn forget(peer: &mut Peer, block: BlockRef) {

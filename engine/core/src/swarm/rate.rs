@@ -12,23 +12,33 @@ const WINDOW: Duration = Duration::from_millis(100);
 pub(super) struct BusyRate {
     bytes_per_second: Option<f64>,
     window: Option<(Instant, u64)>,
+    /// The last bytes, or the first request if none came since.
+    last: Option<Instant>,
+    /// The longest silence of this window.
+    silence: Duration,
+    /// The longest of those before, of which each window takes an eighth.
+    gap: Duration,
 }
 
 impl BusyRate {
     /// The source has been asked for something after it had nothing to do.
     pub(super) fn begin(&mut self, now: Instant) {
         self.window = Some((now, 0));
+        self.last = Some(now);
     }
 
     /// The source has been asked for something; it counts if it is the first time.
     pub(super) fn begin_first(&mut self, now: Instant) {
         self.window.get_or_insert((now, 0));
+        self.last.get_or_insert(now);
     }
 
     /// Bytes came.
     pub(super) fn record(&mut self, now: Instant, len_bytes: u64) {
         let (since, bytes) = self.window.unwrap_or((now, 0));
         let bytes = bytes + len_bytes;
+        let last = self.last.replace(now).unwrap_or(now);
+        self.silence = self.silence.max(now.saturating_duration_since(last));
         let elapsed = now.saturating_duration_since(since);
         let due = if self.bytes_per_second.is_some() { WINDOW } else { FIRST_WINDOW };
         if elapsed < due {
@@ -39,6 +49,14 @@ impl BusyRate {
         self.bytes_per_second =
             Some(self.bytes_per_second.map_or(sample, |rate| (rate + sample) / 2.0));
         self.window = Some((now, 0));
+        self.gap = self.silence.max(self.gap * 7 / 8);
+        self.silence = Duration::ZERO;
+    }
+
+    /// How long nothing comes between what the source sends: its round trip at first, and the pauses of one
+    /// that sends in bursts.
+    pub(super) fn gap(&self) -> Duration {
+        self.gap
     }
 
     /// Bytes per second, once it is known.

@@ -382,6 +382,27 @@ fn a_pipeline_follows_the_rate_of_its_peer() {
     assert_eq!(world.sources[0].queue.len(), 20);
 }
 
+/// Transmission under an upload limit of 4 MB/s once gave us 256 KiB/s: it sends twice a second, and each
+/// burst was all that we had asked for.
+#[test]
+fn a_peer_that_sends_in_bursts_is_asked_for_more_than_one() {
+    const BURST: usize = 128;
+    let mut world = started(1, 400);
+    let mut came = 0;
+    for _ in 0..16 {
+        world.now += Duration::from_millis(500);
+        came = 0;
+        while let Some(&block) = world.sources[0].queue.first().filter(|_| came < BURST) {
+            world.receive(0, block);
+            came += 1;
+        }
+        world.plan();
+    }
+    assert_eq!(came, BURST, "it could have sent more");
+    let len = world.sources[0].queue.len();
+    assert!((BURST..=3 * BURST).contains(&len), "{len} blocks asked for");
+}
+
 #[test]
 fn a_slow_peer_does_not_hold_up_the_end() {
     let mut world = started(2, 4);
