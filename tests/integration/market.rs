@@ -131,6 +131,14 @@ fn a_market_by_hand() {
     assert_eq!(names(&listings), ["kept", "tree"]);
     let again = market.at(2, &["listing", "add", tree.to_str().expect("plain")]).expect_code(11);
     assert!(again.stderr.contains("RS-E1101"), "{}", again.stderr);
+    // Whoever offered it had every leaf in hand, of a copy as of what stays where it lies.
+    for (node, infohash) in [(0, &copied), (1, &in_place)] {
+        let sidecar = market.nodes[node].dir.join("engine/leaves").join(infohash);
+        let len_bytes = std::fs::metadata(&sidecar).expect("a leaf sidecar").len();
+        let shown = market.show(node, infohash);
+        let least = shown["size_bytes"].as_u64().expect("a size").div_ceil(16_384) * 32;
+        assert!((least..least + 32 * 64).contains(&len_bytes), "{len_bytes} bytes: {shown}");
+    }
     let (own, copy) = (market.nodes[1].dir.join("payload").join(&in_place), &market.nodes[0]);
     assert!(!own.exists(), "an offer in place was copied");
     assert_eq!(

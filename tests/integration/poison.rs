@@ -88,6 +88,53 @@ fn one_poisoner_among_twenty_is_named_and_nobody_else() {
     assert!(blamed.iter().all(|line| line.contains(&liar)), "{liar} lied, {blamed:#?} are blamed");
 }
 
+/// B11: who was proven to lie three times is gone: it is not dialled again, and under its name it is not let in
+/// again. Others at its address are, and whoever is honest in the same run is never blamed.
+#[test]
+fn a_banned_poisoner_is_neither_dialled_nor_let_in() {
+    let scratch = Scratch::new("banned");
+    let file = scratch.join("source/file.bin");
+    write_file(&file, 2 << 20, 12);
+    let bytes = std::fs::read(&file).expect("readable");
+    let served = served(&hash(&scratch, &file, &["--v1"]), bytes.clone());
+    let liar = ScriptedPeer::start(served.clone(), Misbehaviour::WrongBit);
+    // Nothing can be finished before the honest one listens.
+    let honest: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let listen: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let flags = ["--listen", &listen.to_string()];
+    let torrent = torrent(&scratch);
+    let mut get = get(&scratch, &torrent, "copy", &[liar.addr(), honest], &flags);
+    get.wait_until("the ban", PATIENCE, |get| get.stderr().contains("bad-data"));
+    let met = liar.connections();
+    let knock = |peer_id: &str| {
+        let mut stream = std::net::TcpStream::connect(listen).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut hello = b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0".to_vec();
+        hello.extend(served.wire_id);
+        hello.extend(peer_id.as_bytes());
+        stream.write_all(&hello).expect("taken");
+        let mut answer = [0; 68];
+        stream.read_exact(&mut answer).is_ok()
+    };
+    let banned = format!("-XX0001-scripted{:04x}", liar.addr().port());
+    for attempt in 0..3 {
+        assert!(!knock(&banned), "let in at attempt {attempt}");
+        assert!(knock(&format!("-XX0001-stranger{attempt:04}")), "a stranger at the same address");
+    }
+    // Longer than the first waits between two attempts at an address.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(liar.connections(), met, "it was dialled again");
+    let (data, said) = (scratch.join("source"), honest.to_string());
+    let seed = words(&[&"seed", &torrent, &"--data", &data, &"--listen", &said]);
+    let mut seed = Program::start(OURS, &seed, &scratch.join("logs"));
+    let done = get.wait(PATIENCE).expect_code(0);
+    assert!(std::fs::read(scratch.join("copy/file.bin")).expect("fetched") == bytes);
+    let mut blamed = done.stderr.lines().filter(|line| line.contains("bad-data"));
+    assert!(!blamed.any(|line| line.contains(&said)), "{said} is honest:\n{}", done.stderr);
+    seed.signal(Signal::INT);
+    seed.wait(PATIENCE).expect_code(0);
+}
+
 /// B12: two payloads with one SHA-1 (the published collision of 2017, its first 320 bytes; whatever follows,
 /// they collide). A v1 torrent of the one takes the other for it, which is why such a torrent is
 /// never a listing; the v2 view of a hybrid knows them apart, and names who sent the twin.
