@@ -48,7 +48,7 @@ impl Swarm {
             return;
         };
         let was_idle = peer.asked.is_empty();
-        let limit = pipeline_max(peer);
+        let limit = pipeline_max(peer, self.block_len());
         while (self.peers[&key].asked.len() as u32) < limit {
             if budget.blocks == 0 {
                 out.short_of_budget = true;

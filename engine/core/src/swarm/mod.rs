@@ -562,14 +562,20 @@ impl Swarm {
 
     // What to do next.
 
+    /// Length of a block, in bytes: a piece, where that is shorter.
+    fn block_len(&self) -> u32 {
+        self.work.geometry().piece_len_nominal().min(BLOCK_LEN)
+    }
+
     /// A peer that [`Swarm::plan`] may have work for, the least burdened first; each is named once
     /// per event. `None`: there is nothing to plan.
     pub fn poll_ready(&mut self, burden: &Burden) -> Option<PeerKey> {
+        let block_len = self.block_len();
         let room = |key: &PeerKey| {
             self.peers.get(key).is_some_and(|peer| {
                 is_willing(peer)
                     && peer.useful > 0
-                    && (peer.asked.len() as u32) < pipeline_max(peer)
+                    && (peer.asked.len() as u32) < pipeline_max(peer, block_len)
             })
         };
         self.ready.retain(room);
@@ -685,14 +691,16 @@ fn is_willing(peer: &Peer) -> bool {
     (!peer.choked || !peer.allowed.is_empty()) && peer.refuses_until.is_none()
 }
 
-/// How many blocks a peer's pipeline holds now.
-fn pipeline_max(peer: &Peer) -> u32 {
+/// How many blocks of `block_len` bytes a peer's pipeline holds now. Counted as if they were full, those
+/// of pieces of 1 KiB are a sixteenth of what was meant: less than what lies between two late acknowledgements.
+fn pipeline_max(peer: &Peer, block_len: u32) -> u32 {
     let bound = PIPELINE_MAX.min(peer.requests_max).max(1);
     let of_rate = peer
         .rate
         .get()
-        .map_or(0.0, |rate| rate * pipeline_time(peer).as_secs_f64() / f64::from(BLOCK_LEN));
-    let wanted = if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN) };
+        .map_or(0.0, |rate| rate * pipeline_time(peer).as_secs_f64() / f64::from(block_len));
+    let wanted =
+        if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN * (BLOCK_LEN / block_len)) };
     wanted.min(bound)
 }
 

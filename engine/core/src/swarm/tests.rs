@@ -403,6 +403,16 @@ fn a_peer_that_sends_in_bursts_is_asked_for_more_than_one() {
     assert!((BURST..=3 * BURST).contains(&len), "{len} blocks asked for");
 }
 
+/// Eight blocks of 1 KiB once were a pipeline: one late acknowledgement after the other, 180 KB/s.
+#[test]
+fn a_pipeline_of_short_pieces_holds_as_many_bytes() {
+    let file = crate::geometry::FileSpan { len_bytes: 400 << 10, pad: false };
+    let geometry = Geometry::new(1 << 10, &[file], crate::geometry::Kind::V1).unwrap();
+    let mut world = World::new(Arc::new(geometry), &[vec![true; 400]], &Bitfield::new(400));
+    world.plan();
+    assert_eq!(world.sources[0].queue.len(), 16 * PIPELINE_MIN as usize);
+}
+
 #[test]
 fn a_slow_peer_does_not_hold_up_the_end() {
     let mut world = started(2, 4);
