@@ -93,7 +93,7 @@ fn false_numbers_and_bitfields_end_the_connection_at_once() {
                         // Nothing, more than a block has, a length that wraps round to less than its header.
                         7 if len == 0 || len > 16_384 => "bad-message",
                         7 if is_right => "unasked-block",
-                        16 if is_right => "unasked-reject",
+                        16 if is_right && len <= 16_384 => "unasked-reject",
                         _ => "out-of-range",
                     };
                     let what = format!("message {id} of {piece}, {begin}, {len}");
