@@ -112,7 +112,7 @@ impl Shard {
         }
         self.choking.round_at = None;
         let mut candidates = Vec::new();
-        for (&id, conn) in &self.conns {
+        for (&id, conn) in self.conns.iter() {
             let wants = conn.channel().is_some_and(|channel| channel.peer_interested());
             if !wants || self.is_always_served(conn) {
                 continue;

@@ -257,7 +257,8 @@ impl Shard {
         let Some(active) = self.active.get(&listing) else { return };
         let conns: Vec<ConnId> = active.conns.iter().copied().collect();
         for id in conns {
-            if let Some(channel) = self.conns.get_mut(&id).and_then(super::Conn::channel_mut) {
+            if let Some(channel) = self.conns.get_mut(&id).and_then(super::peer::Conn::channel_mut)
+            {
                 channel.set_interested(false);
                 channel.set_upload_only(true);
                 self.touched.insert(id);

@@ -27,6 +27,7 @@ mod choking;
 mod cold;
 pub mod command;
 mod commit;
+mod conns;
 mod dial;
 mod disk;
 mod fill;
@@ -79,6 +80,7 @@ use choking::Choking;
 use cold::Loads;
 use command::{CommandQueue, Counters};
 use commit::Commit;
+use conns::Conns;
 use dial::Dials;
 use disk::{Disk, FileKey, TaskFlight};
 use gather::Askew;
@@ -89,7 +91,7 @@ use listing::Active;
 pub(crate) use listing::{key_of, part_path, parts_folder, payload_of};
 use mesh::{Mesh, MovedConn};
 use moving::Seat;
-use peer::{Conn, ConnId, Who};
+use peer::{ConnId, Who};
 use receive::RecvFlight;
 use remake::Remakes;
 use serve::{ReadJob, Reads};
@@ -195,7 +197,7 @@ pub struct Shard {
     leaves_due: Vec<(ListingId, Box<Ledger>)>,
     leaving: Leaving,
 
-    conns: BTreeMap<ConnId, Conn>,
+    conns: Conns,
     door: Door,
     next_conn: u64,
     dials: Dials,
@@ -281,7 +283,7 @@ impl Shard {
             helps_due: BTreeSet::new(),
             leaves_due: Vec::new(),
             leaving: Leaving::new(),
-            conns: BTreeMap::new(),
+            conns: Conns::default(),
             door: Door::new(),
             next_conn: 0,
             dials: Dials::default(),
@@ -386,6 +388,9 @@ impl Shard {
             self.transmit(id);
             self.arm_receive(id);
             self.arm_timer(id);
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.rest();
+            }
         }
     }
 }

@@ -155,6 +155,14 @@ impl Conn {
         Some(Who::of(self.peer_id?, self.addr))
     }
 
+    /// Gives back memory that is not needed while nothing moves: what idles may idle for hours.
+    pub fn rest(&mut self) {
+        let is_quiet = self.receiving == Receiving::Polling && self.sending.is_none();
+        if is_quiet && self.held.is_empty() && self.served.is_empty() && self.link.rest() {
+            (self.held, self.served) = (Vec::new(), VecDeque::new());
+        }
+    }
+
     /// The conversation, once there is one.
     pub fn channel(&self) -> Option<&Channel> {
         self.link.channel(ChannelId::STOCK)

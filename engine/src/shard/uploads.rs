@@ -120,7 +120,7 @@ impl Shard {
         }
         self.uploads.relieved_at = Some(now);
         let mut stalled: Vec<(Instant, usize, ConnId)> = Vec::new();
-        for (&id, conn) in &mut self.conns {
+        for (&id, conn) in self.conns.iter_mut() {
             let Some((since, pinned)) = conn.sending else { continue };
             let took = now.saturating_duration_since(since);
             if took >= GIVE_UP_HELD_AFTER {

@@ -630,6 +630,22 @@ impl Channel {
         self.answers.is_used()
     }
 
+    /// Whether nothing is to be sent, answered or told.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.outstanding.is_empty()
+            && self.peer_requests.is_empty()
+            && self.out.is_empty()
+            && self.events.is_empty()
+    }
+
+    /// Gives back the memory of empty queues.
+    pub(super) fn rest(&mut self) {
+        (self.outstanding, self.peer_requests) = (VecDeque::new(), RequestQueue::default());
+        (self.out, self.events) = (VecDeque::new(), VecDeque::new());
+        self.given_up.shrink_to_fit();
+        self.hash_requests.shrink_to_fit();
+    }
+
     /// Until when the peer is not to be read, because it has asked for more than it may.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until

@@ -121,7 +121,8 @@ pub struct Link {
     peer: Option<Handshake>,
     /// One for a stock connection, none before an incoming link is accepted.
     channels: Vec<Channel>,
-    handshake_seen: Option<Handshake>,
+    /// The handshake has come and is still to be told.
+    is_handshake_new: bool,
 
     /// The beginning of a message whose end has not come.
     staged: Vec<u8>,
@@ -133,7 +134,7 @@ pub struct Link {
     small_len: usize,
 
     /// Our handshake, until it is sent.
-    greeting: Option<[u8; HANDSHAKE_LEN]>,
+    greeting: Option<Box<[u8; HANDSHAKE_LEN]>>,
     keep_alive_due: bool,
     sending_since: Option<Instant>,
     last_sent: Instant,
@@ -185,7 +186,7 @@ impl Link {
             phase,
             peer: None,
             channels: Vec::new(),
-            handshake_seen: None,
+            is_handshake_new: false,
             staged: Vec::new(),
             mid: None,
             plan: Vec::new(),
@@ -540,7 +541,7 @@ impl Link {
             return Err(LinkError::SelfConnection);
         }
         self.peer = Some(peer);
-        self.handshake_seen = Some(peer);
+        self.is_handshake_new = true;
         if wire_ids.is_empty() {
             self.phase = Phase::Offered { until: *until };
         } else if wire_ids.contains(&peer.wire_id) {
@@ -572,13 +573,27 @@ impl Link {
 
     /// What the shard should know, in order.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
-        if let Some(handshake) = self.handshake_seen.take() {
-            return Some(LinkEvent::Handshake(handshake));
+        if std::mem::take(&mut self.is_handshake_new) {
+            return self.peer.map(LinkEvent::Handshake);
         }
         self.channels.iter_mut().find_map(|channel| {
             let event = channel.pop_event()?;
             Some(LinkEvent::Channel { channel: channel.id(), event })
         })
+    }
+
+    /// Gives back the memory of queues and staging, if nothing is under way in either direction: whether that
+    /// is so. What an idle peer keeps are then its own fields and what it has said of itself.
+    pub fn rest(&mut self) -> bool {
+        let is_quiet = !self.expects_bytes()
+            && !self.has_output()
+            && self.sending_since.is_none()
+            && self.channels.iter().all(Channel::is_quiet);
+        if is_quiet {
+            (self.staged, self.scratch, self.plan) = (Vec::new(), Vec::new(), Vec::new());
+            self.channels.iter_mut().for_each(Channel::rest);
+        }
+        is_quiet
     }
 
     // Sending.
@@ -591,7 +606,7 @@ impl Link {
             return;
         }
         if let Some(greeting) = self.greeting.take() {
-            out.push_bytes(|small| small.extend_from_slice(&greeting));
+            out.push_bytes(|small| small.extend_from_slice(&*greeting));
         }
         if self.phase == Phase::Open {
             for channel in &mut self.channels {
@@ -700,7 +715,7 @@ impl Link {
         let reserved = Reserved::ours(channel.v2_id.is_some());
         let reserved = reserved.with_lane(self.config.lane, self.config.shards);
         let greeting = Handshake { reserved, wire_id, peer_id: self.config.peer_id };
-        self.greeting = Some(greeting.encode());
+        self.greeting = Some(Box::new(greeting.encode()));
     }
 
     fn open_channel(&mut self, channel: ChannelConfig) -> ChannelId {
@@ -710,6 +725,7 @@ impl Link {
             requests_out_max: self.config.requests_out_max,
             request_stall_max: self.config.request_stall_max,
         };
+        self.channels.reserve_exact(1); // room for four would be most of what an idle peer costs
         self.channels.push(Channel::new(id, channel, bounds, self.config.client.clone()));
         id
     }

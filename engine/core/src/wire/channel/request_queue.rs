@@ -19,6 +19,10 @@ impl RequestQueue {
         self.order.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     pub fn contains(&self, block: BlockRef) -> bool {
         self.members.contains(&block)
     }
