@@ -1,7 +1,7 @@
 //! Who may be sent something now, when one peer holds more connections than others.
 //!
 //! Connections that are served in turn get the same each, so that whoever opens ten gets ten times as
-//! much. Here connections belong to *accounts* (an address, a node of the market), and an account with
+//! much. Here connections belong to *accounts* (an address, say), and an account with
 //! several of them gets what the others get on average, or what one connection of its own gets, if that is
 //! more: one of them in turn is always served, the rest only while the account has something to its credit.
 //!

@@ -1,9 +1,8 @@
-//! Whose connections count as one peer's when payload is shared out: those of one address, or of one node of
-//! the market.
+//! Whose connections count as one peer's when payload is shared out: those of one address.
 //!
-//! An IPv6 /64 is one address. Nodes of a market are told apart by their name as well, because several may run
-//! on one machine; the lanes of one of them are one. Nothing is exempt, not even loopback: programs of one
-//! machine share among themselves as they like, and share with others as one.
+//! An IPv6 /64 is one address. Loopback is not exempt: programs of one machine share among themselves as they like,
+//! and share with others as one. Of the nodes of a market each connection counts by itself: they have one for
+//! every listing, what they take of whom is the schedule's, and taking turns made on-boarding a third slower.
 
 use std::time::Instant;
 
@@ -14,10 +13,13 @@ use super::Shard;
 use super::peer::{ConnId, Who};
 use super::timers::Timer;
 
+/// An address; of a member of the market each connection by itself.
+pub(super) type Account = (Who, Option<ConnId>);
+
 /// Accounts, and connections that are held back.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
-    shares: Shares<Who, ConnId>,
+    shares: Shares<Account, ConnId>,
     held_back: Vec<ConnId>,
     /// When they ask again.
     ask_at: Option<Instant>,
@@ -27,16 +29,14 @@ impl Shard {
     /// A connection has joined a listing: from here on what it is sent counts for its account.
     pub(super) fn join_account(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let nobody = PeerId([0; 20]);
-        let is_member = self.door.is_member(conn.addr.ip());
-        let peer_id = conn.peer_id.filter(|_| is_member).unwrap_or(nobody);
-        let account = Who::of(peer_id, conn.addr);
+        let alone = self.door.is_member(conn.addr.ip()).then_some(id);
+        let account = (Who::of(PeerId([0; 20]), conn.addr), alone);
         conn.account = Some(account);
         self.accounts.shares.join(account, id);
     }
 
     /// It is gone.
-    pub(super) fn leave_account(&mut self, account: Option<Who>, id: ConnId) {
+    pub(super) fn leave_account(&mut self, account: Option<Account>, id: ConnId) {
         if let Some(account) = account {
             self.accounts.shares.leave(account, id);
         }

@@ -12,6 +12,7 @@ use ringseed_core::wire::{
 };
 use ringseed_sys::arena::Extent;
 
+use super::accounts::Account;
 use super::admit::network_of;
 use super::listing::Stage;
 use super::mesh::Fault;
@@ -47,7 +48,7 @@ pub(super) struct Conn {
     pub listing: Option<ListingId>,
     pub peer_id: Option<PeerId>,
     /// Whose share of what is sent it takes from, once it has joined a listing.
-    pub account: Option<Who>,
+    pub account: Option<Account>,
     pub link: Link,
     pub receiving: Receiving,
     /// Since when a send is on its way, and how many extents it keeps.

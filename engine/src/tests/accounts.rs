@@ -57,16 +57,15 @@ fn other_names_of_an_address_bring_it_nothing() {
     assert!((0.9..=1.2).contains(&share), "{share}: {got:?}");
 }
 
-/// Members are told apart by their names: several nodes on one machine are as many, and the lanes of one
-/// are one.
+/// Each connection of a member counts by itself, and beside them a crowd of strangers counts as one.
 #[test]
-fn members_share_by_node() {
+fn a_crowd_of_strangers_gets_what_one_connection_of_a_member_gets() {
     let mut hand = big_seed();
     hand.command(Command::SetMembers(vec!["10.0.0.1".parse().unwrap()]));
     let socks: Vec<SockId> = (0..3).map(|_| hand.join("10.0.0.1")).collect();
     let got = take_all(&mut hand, &socks, Duration::from_secs(10));
     let (least, most) = (got.iter().min().unwrap(), got.iter().max().unwrap());
-    assert!(*least > 10 << 20 && most - least <= 2 << 20, "as many nodes: {got:?}");
+    assert!(*least > 10 << 20 && most - least <= 2 << 20, "one gets as much as another: {got:?}");
     let strangers: Vec<SockId> = (0..3).map(|_| hand.join("10.0.0.2")).collect();
     let all: Vec<SockId> = socks.into_iter().chain(strangers).collect();
     let got = take_all(&mut hand, &all, Duration::from_secs(20));
