@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ringseed_core::geometry::{BlockRef, ExtentIndex, PieceIndex};
 use ringseed_core::merkle;
+use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use ringseed_sys::hash;
 
 use super::Shard;
@@ -154,7 +155,10 @@ impl Shard {
         let since = *self.hashing.held_since.get_or_insert(self.now);
         let due_at = lull_at.min(since + HELD_MAX);
         let is_full = pieces.len() >= LANES || held_bytes >= HELD_MAX_BYTES;
-        let is_pressed = !self.starving.is_empty() || self.is_stopping;
+        // Who waits for buffers mostly waits for writes. Only where those that wait here are much of what may be
+        // filled does hashing them bring any back.
+        let is_much = held_bytes >= self.fill_max() as u64 * EXTENT_LEN_BYTES as u64 / 2;
+        let is_pressed = is_much && !self.starving.is_empty() || self.is_stopping;
         if self.now >= due_at || is_full || is_pressed || !self.awaits_blocks_of(pieces) {
             self.hashing.held_since = None;
             return false;

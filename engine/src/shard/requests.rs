@@ -459,10 +459,15 @@ impl Shard {
         has_room
     }
 
-    /// How many extents may be begun now. Three quarters of the arena are for filling; verified extents
-    /// on their way to the disk count, so that a slow disk slows the requests down.
+    /// How many extents may be filled or on their way to the disk: three quarters of the arena.
+    pub(super) fn fill_max(&self) -> usize {
+        self.arena.capacity() / 4 * 3
+    }
+
+    /// How many extents may be begun now. Verified extents on their way to the disk count, so that a slow disk
+    /// slows the requests down.
     fn fill_budget(&self) -> u32 {
-        let share = self.arena.capacity() / 4 * 3;
+        let share = self.fill_max();
         let busy = self.filling + self.cache.pinned_len();
         let evictable = self.cache.unpinned_len();
         let free = self.arena.capacity() - self.arena.in_use().min(self.arena.capacity());

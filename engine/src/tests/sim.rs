@@ -88,6 +88,36 @@ fn whole_v1_pieces_of_one_connection_are_hashed_together() {
     assert_whole(&scene, &market, leech, "v1 in lanes");
 }
 
+/// While a disk was behind, whoever waited for buffers had every piece hashed alone as it came, which brought no
+/// buffer back any sooner: a third of the leech's time went into kernels of few lanes.
+#[test]
+fn a_slow_disk_does_not_empty_the_lanes() {
+    let mut scene = scene(Kind::V1, 256 << 10);
+    std::fs::write(scene.source.join("data/long"), noise(40 << 20, 9)).unwrap();
+    scene.metainfo = torrent(&scene.source.join("data"), Kind::V1, 256 << 10);
+    let mut config = SimConfig::new(7);
+    config.latency = (Duration::from_micros(10), Duration::from_micros(50));
+    config.disk_latency = (Duration::from_millis(10), Duration::from_millis(20));
+    let (mut market, origin, leech) = scene.market(config);
+    // An origin's disk is as slow: together they read more than one writes.
+    let mut origins = vec![origin];
+    for _ in 0..15 {
+        let node = market.add_node();
+        market.place(node, &scene.metainfo, &scene.source);
+        let place = Place::InPlace("in place".into());
+        market
+            .add(node, AddListing { known_complete: true, ..add_of(&scene.metainfo, place, &[]) });
+        origins.push(node);
+    }
+    let id = scene.fetch(&mut market, leech, &origins);
+    assert!(market.run_until_complete(leech, id, LIMIT));
+    let counters = market.world.machine(leech).expect("it runs").counters();
+    assert!(counters.arena_waits.get() > 0, "the disk was never behind");
+    let mean = counters.hash_messages.get() as f64 / counters.hash_calls.get() as f64;
+    assert!(mean >= 6.0, "{mean} pieces together");
+    assert_whole(&scene, &market, leech, "v1 beside a slow disk");
+}
+
 /// A leech of hundreds of torrents dialled for all of them at once. Those for which there was no place were
 /// closed again, waited ever longer, and stood idle when the others were done.
 #[test]
