@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::pace::{Room, SILENCE};
 use super::reserve::gives;
 use super::shares::{mix, order};
-use super::work::BlockState;
+use super::work::{BlockSlot, BlockState};
 use super::{Budget, IDLE_PATIENCE, PeerKey, Planned, Swarm, is_willing, pipeline_max};
 use crate::geometry::{BLOCK_LEN, BlockRef, ExtentIndex};
 
@@ -42,6 +43,7 @@ impl Swarm {
     pub fn plan(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
         out.requests.clear();
         out.short_of_budget = false;
+        self.sort_by_pace(now, budget.extents);
         let Some(peer) =
             self.peers.get(&key).filter(|peer| is_willing(peer)).filter(|peer| peer.useful > 0)
         else {
@@ -63,9 +65,13 @@ impl Swarm {
                 budget.blocks -= 1;
                 continue;
             }
-            self.ask_twins(now, key, budget, out);
+            self.ask_twins(now, key, limit, budget, out);
             break;
         }
+        if out.short_of_budget {
+            self.short.insert(key);
+        }
+        self.let_others_join(key);
         let peer = self.peers.get_mut(&key).expect("looked up above");
         // A pipeline that was drained and is filled again in one turn was not idle.
         if was_idle && !peer.asked.is_empty() && peer.idle_since.is_some_and(|since| since < now) {
@@ -80,10 +86,11 @@ impl Swarm {
         } else if peer.idle_since.is_none() {
             peer.idle_since = Some(now);
         }
-        // A starving peer is looked at again, as time alone may allow what was refused now.
-        let (idle, seed) = (peer.asked.is_empty(), peer.seed);
-        let starving = (peer.asked.len() as u32) < limit && !out.short_of_budget;
-        if starving && !self.is_complete() {
+        // A starving peer is looked at again, as time alone may allow what was refused now. With a full
+        // arena that is to take over what others turn out not to send.
+        let (idle, seed, is_joint) = (peer.asked.is_empty(), peer.seed, peer.is_joint);
+        let starving = (peer.asked.len() as u32) < limit;
+        if starving && !(out.short_of_budget && is_joint) && !self.is_complete() {
             let hold = self.hold_seeds_until.filter(|&until| until > now);
             if let Some(until) = hold.filter(|_| seed) {
                 self.wake_by(until);
@@ -182,7 +189,7 @@ impl Swarm {
             if self.work.is_untouched(group) && self.shares.is_own(group) {
                 self.own_untouched -= 1;
             }
-            self.work.start(extent, key, now);
+            self.work.start(extent, key, self.peers[&key].is_joint, now);
             budget.new_extents -= 1;
         }
         let peer = self.peers.get_mut(&key).expect("a known peer");
@@ -202,6 +209,8 @@ impl Swarm {
 
     /// An extent that nobody owns and that the peer can give: of a started group, else of the rarest
     /// untouched one. `stealing`: of shares of others, else only what the rule of shares leaves free.
+    /// Peers that fill extents alone and those that do it together each keep to their own groups while
+    /// there are others; what is left in the end is for the fast ones.
     fn find(
         &mut self,
         key: PeerKey,
@@ -209,42 +218,70 @@ impl Swarm {
         budget: &Budget,
         short_of_budget: &mut bool,
     ) -> Option<ExtentIndex> {
+        let room = self.room(key, budget);
+        let is_joint = self.peers[&key].is_joint;
+        // Without the other kind there is nobody to keep apart from.
+        let has_others = if is_joint { self.pace.has_alone } else { self.pace.has_joint };
+        let own_kind = has_others.then_some(is_joint);
+        if let Some(extent) = self.find_started(key, stealing, own_kind, room, short_of_budget) {
+            return Some(extent);
+        }
+        let is_open = !self.peers[&key].seed || stealing || self.own_untouched > 0;
+        if is_open
+            && !(room == Room::Kept)
+            && let Some(group) = self.rarest(key, stealing)
+        {
+            if room == Room::Free {
+                let mut extents = self.work.extents_of(group);
+                return extents.find(|&extent| self.peer_can(key, extent));
+            }
+            *short_of_budget = true;
+        }
+        let may_cross = has_others && !is_joint;
+        may_cross
+            .then(|| self.find_started(key, stealing, Some(true), room, short_of_budget))
+            .flatten()
+    }
+
+    /// The same, among started groups; `kind`: only those that are filled together, or only those that are
+    /// not, and always what is reserved for the peer.
+    fn find_started(
+        &self,
+        key: PeerKey,
+        stealing: bool,
+        kind: Option<bool>,
+        room: Room,
+        short_of_budget: &mut bool,
+    ) -> Option<ExtentIndex> {
         let peer = &self.peers[&key];
+        let gives = |piece| gives(peer, &self.reserved, key, piece);
+        let of_kind = |group| kind.is_none_or(|is_joint| self.work.is_joint(group) == is_joint);
         for &group in self.work.started() {
-            let is_free = stealing || self.is_free_group(key, group);
+            let is_free = of_kind(group) && (stealing || self.is_free_group(key, group));
             if !is_free && !self.has_reserved(key, group) {
                 continue;
             }
             for extent in self.work.extents_of(group) {
                 match self.work.active(extent) {
                     Some(active) => {
-                        let ours = |slot: &super::work::BlockSlot| {
-                            slot.state == BlockState::Missing
-                                && gives(peer, &self.reserved, key, slot.block.piece())
+                        let mut slots = active.slots.iter();
+                        let is_missing = |slot: &BlockSlot| {
+                            slot.state == BlockState::Missing && gives(slot.block.piece())
                         };
-                        if active.owner.is_none()
-                            && active.missing > 0
-                            && active.slots.iter().any(ours)
-                        {
+                        if active.owner.is_none() && active.missing > 0 && slots.any(is_missing) {
                             return Some(extent);
                         }
                     }
                     None if !self.peer_can(key, extent) => {}
-                    None if budget.new_extents == 0 => *short_of_budget = true,
-                    None => return Some(extent),
+                    None => match room {
+                        Room::Free => return Some(extent),
+                        Room::None => *short_of_budget = true,
+                        Room::Kept => {}
+                    },
                 }
             }
         }
-        if peer.seed && !stealing && self.own_untouched == 0 {
-            return None;
-        }
-        let group = self.rarest(key, stealing)?;
-        if budget.new_extents == 0 {
-            *short_of_budget = true;
-            return None;
-        }
-        let mut extents = self.work.extents_of(group);
-        extents.find(|&extent| self.peer_can(key, extent))
+        None
     }
 
     /// Whether a peer has a piece of an extent that we lack.
@@ -368,6 +405,9 @@ impl Swarm {
     /// An extent of which another peer owns blocks that it has not asked for.
     fn find_unasked(&mut self, now: Instant, key: PeerKey) -> Option<ExtentIndex> {
         let peer = &self.peers[&key];
+        if peer.is_joint && self.pace.has_alone {
+            return None; // its owner is faster
+        }
         let mut found = self.work.actives().filter(|(extent, active)| {
             active.missing > 0
                 && active.owner.is_some_and(|owner| owner != key)
@@ -382,53 +422,76 @@ impl Swarm {
         found.next().map(|(extent, _)| extent)
     }
 
-    /// At the very end: asks for what a much slower peer still owes, from the end of its queue, so
-    /// that the two meet in the middle. Bounded by `twins_left`.
-    fn ask_twins(&mut self, now: Instant, key: PeerKey, budget: &mut Budget, out: &mut Planned) {
+    /// When there is nothing else: asks for what much slower peers still owe, each from the end of its queue,
+    /// so that the two meet in the middle. Between peers that fill extents alone that is for the very end,
+    /// and bounded by `twins_left`; of those that do it together few blocks are outstanding, and all may
+    /// be asked for at once. With a full arena it is the way to get pieces whole that a peer holds up
+    /// which has turned out slow.
+    fn ask_twins(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        limit: u32,
+        budget: &mut Budget,
+        out: &mut Planned,
+    ) {
         let peer = &self.peers[&key];
-        if !peer.asked.is_empty() || out.short_of_budget || self.twins_left == 0 {
+        // Two slow peers at one block would keep a fast one from it.
+        if !peer.asked.is_empty() || (peer.is_joint && self.pace.has_alone) {
             return;
         }
-        let own_rate = peer.rate.get();
-        let slowest = self.peers.iter().filter(|&(&other, _)| other != key);
-        let slowest = slowest.filter_map(|(&other, slow)| {
+        let own_rate = match peer.rate.get() {
+            Some(rate) => rate,
+            None if peer.is_joint => return, // nothing says that it is any faster
+            None => RATE_GUESS,
+        };
+        let own_seconds = TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN) / own_rate;
+        let worth_it = TWIN_GAIN * own_seconds + TWIN_SAVES_MIN;
+        let slower = self.peers.iter().filter(|&(&other, _)| other != key);
+        let slower = slower.filter_map(|(&other, slow)| {
             let silent = now.saturating_duration_since(slow.last_block);
+            let patience = if slow.is_joint { SILENCE } else { TWIN_SILENCE };
             let owes = slow.asked_bytes as f64;
             let seconds = match slow.rate.get() {
                 Some(rate) => (owes / rate).max(silent.as_secs_f64()),
-                None if silent >= TWIN_SILENCE => silent.as_secs_f64() * 2.0,
+                None if silent >= patience => silent.as_secs_f64() * 2.0,
                 None => return None,
             };
-            (owes > 0.0).then_some((other, seconds))
+            (owes > 0.0 && seconds >= worth_it).then_some((slow.is_joint, seconds, other))
         });
-        let Some((slow, seconds)) = slowest.max_by(|a, b| a.1.total_cmp(&b.1)) else {
-            return;
-        };
-        let own_seconds =
-            (TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN)) / own_rate.unwrap_or(RATE_GUESS);
-        if seconds < TWIN_GAIN * own_seconds + TWIN_SAVES_MIN {
-            return;
-        }
-        let wanted: Vec<_> = self.peers[&slow].asked.iter().rev().copied().collect();
-        let mut asked = 0;
-        for block in wanted {
-            if asked == TWINS_AT_ONCE || self.twins_left == 0 || budget.blocks == 0 {
-                break;
-            }
-            let (extent, _) = self.work.geometry().extent_of(block);
-            let free = self.is_free_for(key, extent) || self.peers[&slow].seed;
-            let can = gives(&self.peers[&key], &self.reserved, key, block.piece());
-            let Some(active) = self.work.active_mut(extent).filter(|_| free && can) else {
-                continue;
+        let mut slower: Vec<(bool, f64, PeerKey)> = slower.collect();
+        slower.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
+        for (is_joint, _, slow) in slower {
+            let (room, asked) = match is_joint {
+                true => (limit as usize, self.peers[&key].asked.len()),
+                false => (TWINS_AT_ONCE, out.requests.len()),
             };
-            if active.state(block) == Some(BlockState::Asked { by: slow, twin: None }) {
-                active.set(block, BlockState::Asked { by: slow, twin: Some(key) });
-                self.ask(key, block);
-                out.requests.push(block);
-                self.twins_left -= 1;
-                budget.blocks -= 1;
-                asked += 1;
+            let wanted: Vec<_> = self.peers[&slow].asked.iter().rev().copied().collect();
+            for block in wanted.into_iter().take(room.saturating_sub(asked)) {
+                let may_ask = (is_joint || self.twins_left > 0) && budget.blocks > 0;
+                if may_ask && self.ask_twin(key, slow, block, out.short_of_budget) {
+                    out.requests.push(block);
+                    self.twins_left -= u32::from(!is_joint);
+                    budget.blocks -= 1;
+                }
             }
         }
+    }
+
+    /// Asks a second peer for a block, if it is one that it may be asked for. `is_short`: memory is what
+    /// it is for, so that what is filled together anyway stays so.
+    fn ask_twin(&mut self, key: PeerKey, slow: PeerKey, block: BlockRef, is_short: bool) -> bool {
+        let (extent, _) = self.work.geometry().extent_of(block);
+        let is_free = self.is_free_for(key, extent) || self.peers[&slow].seed;
+        let can = gives(&self.peers[&key], &self.reserved, key, block.piece());
+        let is_joint = self.work.is_joint(self.work.group_of_extent(extent));
+        let asked_once = BlockState::Asked { by: slow, twin: None };
+        let Some(active) = self.work.active_mut(extent) else { return false };
+        if !is_free || !can || (is_short && is_joint) || active.state(block) != Some(asked_once) {
+            return false;
+        }
+        active.set(block, BlockState::Asked { by: slow, twin: Some(key) });
+        self.ask(key, block);
+        true
     }
 }

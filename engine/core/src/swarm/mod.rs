@@ -9,6 +9,8 @@
 //!   data arrives in runs that fill a buffer, the hash lanes and a disk write. Pieces that are started
 //!   come first, then the rarest, ties at random.
 //! - **A peer's pipeline follows its rate**: about 300 ms of it.
+//! - **So does its share of the buffers**: whoever is too slow for an extent of its own fills extents
+//!   together with others of its kind (see [`pace`]).
 //! - **Shares**: several receivers of one listing each take their own share from the
 //!   seeds and the rest from each other.
 //! - **Burden** ([`Burden`]): among sources with room the one that has borne least, per capacity it
@@ -16,11 +18,14 @@
 
 mod burden;
 mod choose;
+mod pace;
 mod rate;
 mod reserve;
 mod shares;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod slow;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -45,8 +50,15 @@ const PIPELINE_TIME: Duration = Duration::from_millis(300);
 /// a few times a second (Transmission twice): a pipeline shorter than the pause between two bursts is
 /// all that a burst brings, and the rate that follows from it keeps it so short.
 const PIPELINE_TIME_MAX: Duration = Duration::from_secs(2);
-/// Smallest pipeline, in blocks: half an extent keeps a new peer busy until its rate is known.
+/// Smallest pipeline, in blocks, of a peer that sends so much in [`OWED_TIME`]: half an extent keeps a new
+/// peer busy until its rate is known, and lets one behind a long round trip show what it can.
 const PIPELINE_MIN: u32 = 8;
+/// A slower one owes us no more than it sends in this time: what waits in its queue holds up a piece, and
+/// with it the memory of all of it.
+const OWED_TIME: Duration = Duration::from_secs(3);
+/// First pipeline, in blocks, of one that fills extents together with others. Every answer allows one more, up
+/// to what its rate allows.
+const PIPELINE_JOINT: u32 = 2;
 /// Largest pipeline, in blocks (8 MiB); what stock clients queue.
 const PIPELINE_MAX: u32 = 512;
 /// How long a connection to a seed must have been idle before another's share is taken from it, and
@@ -80,6 +92,8 @@ pub struct PeerInfo {
 /// How much a plan may ask for; what it uses is subtracted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
+    /// How many extents there are buffers for in all. A plan does not change it.
+    pub extents: u32,
     /// How many more extents there are buffers for.
     pub new_extents: u32,
     /// How many more blocks may be asked for.
@@ -92,7 +106,7 @@ pub struct Planned {
     /// To be asked of the planned peer, in this order. What its channel does not take goes back by
     /// [`Swarm::handle_unsent`].
     pub requests: Vec<BlockRef>,
-    /// The budget, and nothing else, kept the peer from getting more: call [`Swarm::wake_all`] when
+    /// The budget, and nothing else, kept the peer from getting more: call [`Swarm::wake_short`] when
     /// there is room again.
     pub short_of_budget: bool,
 }
@@ -132,6 +146,10 @@ struct Peer {
     stealing: bool,
     /// It failed to send in time; it gets one extent at a time until it has sent a block again.
     snubbed: bool,
+    /// Blocks that it has sent.
+    answered: u32,
+    /// It is too slow to fill extents alone, see [`pace`].
+    is_joint: bool,
     /// A receiver of which nothing was heard while we starved: its share is everyone's.
     stalled: bool,
     last_news: Instant,
@@ -171,6 +189,11 @@ pub struct Swarm {
     /// Pieces that failed and now come from one peer alone.
     reserved: BTreeMap<PieceIndex, reserve::Reservation>,
     ready: BTreeSet<PeerKey>,
+    /// Those of them that fill extents together: they come after the others.
+    ready_joint: BTreeSet<PeerKey>,
+    /// Peers whose last plan the budget has cut short.
+    short: BTreeSet<PeerKey>,
+    pace: pace::Pace,
     wake_at: Option<Instant>,
 }
 
@@ -201,6 +224,9 @@ impl Swarm {
             twins_left: 16 + u32::try_from(blocks / 200).unwrap_or(u32::MAX / 2),
             reserved: BTreeMap::new(),
             ready: BTreeSet::new(),
+            ready_joint: BTreeSet::new(),
+            short: BTreeSet::new(),
+            pace: pace::Pace::default(),
             wake_at: None,
         };
         swarm.count_own_untouched();
@@ -260,6 +286,8 @@ impl Swarm {
             idle_since: None,
             stealing: false,
             snubbed: false,
+            answered: 0,
+            is_joint: false,
             stalled: false,
             last_news: now,
             news_gap: Duration::ZERO,
@@ -269,6 +297,7 @@ impl Swarm {
             refuses_until: None,
         };
         self.peers.insert(key, peer);
+        self.pace.is_stale = true;
         key
     }
 
@@ -279,6 +308,9 @@ impl Swarm {
             return;
         };
         self.ready.remove(&key);
+        self.ready_joint.remove(&key);
+        self.short.remove(&key);
+        self.pace.is_stale = true;
         self.pass_on_reserved(key, None);
         if !peer.seed {
             peer.has.iter_set().for_each(|piece| self.relayed[piece.get() as usize] -= 1);
@@ -392,6 +424,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.choked = false;
             self.ready.insert(key);
+            self.pace.is_stale = true;
         }
     }
 
@@ -402,6 +435,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.choked = true;
             peer.idle_since = None;
+            self.pace.is_stale = true;
             let owned = std::mem::take(&mut peer.owned);
             owned.into_iter().for_each(|extent| self.disown(extent, key));
         }
@@ -429,6 +463,7 @@ impl Swarm {
         if let Some(peer) = self.peers.get_mut(&key) {
             let owned = std::mem::take(&mut peer.owned);
             owned.into_iter().for_each(|extent| self.disown(extent, key));
+            self.short.insert(key);
         }
         self.wake_others(key);
     }
@@ -440,6 +475,7 @@ impl Swarm {
         let blocks = self.release(key);
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.snubbed = true;
+            self.pace.is_stale = true;
         }
         self.pass_on_reserved(key, None);
         self.wake_others(key);
@@ -463,6 +499,7 @@ impl Swarm {
             burden.record(peer.info.peer_id, len);
             peer.rate.record(now, len);
             peer.last_block = now;
+            peer.answered = peer.answered.saturating_add(1);
             peer.snubbed = false;
             peer.rejects = 0;
             forget(peer, block);
@@ -567,8 +604,9 @@ impl Swarm {
         self.work.geometry().piece_len_nominal().min(BLOCK_LEN)
     }
 
-    /// A peer that [`Swarm::plan`] may have work for, the least burdened first; each is named once
-    /// per event. `None`: there is nothing to plan.
+    /// A peer that [`Swarm::plan`] may have work for, the least burdened first; those that fill extents
+    /// together come last, because what they need least is memory. Each is named once per event. `None`:
+    /// there is nothing to plan.
     pub fn poll_ready(&mut self, burden: &Burden) -> Option<PeerKey> {
         let block_len = self.block_len();
         let room = |key: &PeerKey| {
@@ -578,17 +616,40 @@ impl Swarm {
                     && (peer.asked.len() as u32) < pipeline_max(peer, block_len)
             })
         };
-        self.ready.retain(room);
         let load = |key: PeerKey| {
             let peer = &self.peers[&key];
             burden.ratio(peer.info.peer_id, peer.asked_bytes)
         };
-        let least = self.ready.iter().copied().min_by(|&a, &b| load(a).total_cmp(&load(b)))?;
-        self.ready.remove(&least);
-        Some(least)
+        let least = |ready: &BTreeSet<PeerKey>| {
+            ready.iter().copied().min_by(|&a, &b| load(a).total_cmp(&load(b)))
+        };
+        self.ready.retain(room);
+        let is_joint = |key: &PeerKey| self.peers[key].is_joint;
+        self.ready_joint.extend(self.ready.extract_if(.., is_joint));
+        if let Some(key) = least(&self.ready) {
+            self.ready.remove(&key);
+            return Some(key);
+        }
+        // Hundreds of slow peers are not compared with each other beside a fast one.
+        while self.pace.has_alone
+            && let Some(key) = self.ready_joint.pop_first()
+        {
+            if room(&key) {
+                return Some(key);
+            }
+        }
+        self.ready_joint.retain(room);
+        let key = least(&self.ready_joint)?;
+        self.ready_joint.remove(&key);
+        Some(key)
     }
 
-    /// All peers may have work again: the budget that ended a plan has room, or work was released.
+    /// There is room in the budget again: peers whose plans it has cut short may have work.
+    pub fn wake_short(&mut self) {
+        self.ready.append(&mut self.short);
+    }
+
+    /// All peers may have work again: it was released.
     pub fn wake_all(&mut self) {
         self.ready.extend(self.peers.keys().copied());
     }
@@ -695,13 +756,19 @@ fn is_willing(peer: &Peer) -> bool {
 /// of pieces of 1 KiB are a sixteenth of what was meant: less than what lies between two late acknowledgements.
 fn pipeline_max(peer: &Peer, block_len: u32) -> u32 {
     let bound = PIPELINE_MAX.min(peer.requests_max).max(1);
-    let of_rate = peer
-        .rate
-        .get()
-        .map_or(0.0, |rate| rate * pipeline_time(peer).as_secs_f64() / f64::from(block_len));
-    let wanted =
-        if peer.snubbed { 1 } else { (of_rate as u32).max(PIPELINE_MIN * (BLOCK_LEN / block_len)) };
-    wanted.min(bound)
+    let scale = BLOCK_LEN / block_len;
+    let of_rate = peer.rate.get().map_or(PIPELINE_MIN * scale, |rate| {
+        let blocks = |time: Duration| rate * time.as_secs_f64() / f64::from(block_len);
+        let owed_max = blocks(OWED_TIME).ceil() as u32;
+        (blocks(pipeline_time(peer)) as u32).max(owed_max.min(PIPELINE_MIN * scale))
+    });
+    let wanted = match peer.is_joint {
+        _ if peer.snubbed => 1,
+        // A first answer may have come at once that the next ones will not.
+        true => of_rate.min((PIPELINE_JOINT * scale).saturating_add(peer.answered)),
+        false => of_rate,
+    };
+    wanted.clamp(1, bound)
 }
 
 /// How long a peer's pipeline is in time.

@@ -226,7 +226,7 @@ impl World {
 
     fn plan(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let mut budget = Budget { new_extents: 256, blocks: 4096 };
+        let mut budget = Budget { extents: 256, new_extents: 256, blocks: 4096 };
         let mut planned = Planned::default();
         for (listing, swarm) in node.swarms.iter_mut().enumerate() {
             let Some(swarm) = swarm else {

@@ -87,6 +87,8 @@ struct World {
     got: BTreeMap<BlockRef, PeerKey>,
     corrupt: bool,
     twice: u64,
+    /// For how many extents there are buffers.
+    extents: u32,
 }
 
 impl World {
@@ -103,6 +105,7 @@ impl World {
             got,
             corrupt: false,
             twice: 0,
+            extents: u32::MAX,
         };
         for (index, bits) in sources.iter().enumerate() {
             let mut has = Bitfield::new(world.geometry.piece_count());
@@ -125,7 +128,7 @@ impl World {
     /// Plans all ready peers and checks every request.
     fn plan(&mut self) {
         let mut planned = Planned::default();
-        let mut budget = Budget { new_extents: 100, blocks: 10_000 };
+        let mut budget = Budget { extents: self.extents, new_extents: 100, blocks: 10_000 };
         while let Some(key) = self.swarm.poll_ready(&self.burden) {
             self.swarm.plan(self.now, key, &mut budget, &mut planned);
             assert!(!planned.short_of_budget);
@@ -305,12 +308,15 @@ proptest! {
         sources in proptest::collection::vec(proptest::collection::vec(any::<bool>(), 200), 1..6),
         have in proptest::collection::vec(any::<bool>(), 0..200),
         steps in proptest::collection::vec(any_step(), 0..300),
+        // With few of them all but the fastest fill extents together.
+        extents in prop_oneof![Just(u32::MAX), 1_u32..6],
     ) {
         let mut resumed = Bitfield::new(geometry.piece_count());
         for (piece, _) in geometry.pieces().zip(&have).filter(|&(_, &have)| have) {
             resumed.set(piece);
         }
         let mut world = World::new(geometry, &sources, &resumed);
+        world.extents = extents;
         for (piece, _) in world.geometry.clone().pieces().zip(&have).filter(|&(_, &have)| have) {
             for block in world.geometry.blocks_of_piece(piece) {
                 world.got.insert(block, PeerKey(u32::MAX));
@@ -320,8 +326,13 @@ proptest! {
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
         let blocks = world.geometry.payload_len() / u64::from(BLOCK_LEN);
-        prop_assert!(world.twice <= 16 + blocks / 200, "{} twins", world.twice);
+        // What slow peers owe may all be asked for twice; it is little.
+        prop_assert!(extents < 6 || world.twice <= 16 + blocks / 200, "{} twins", world.twice);
     }
+}
+
+fn budget_of_9() -> Budget {
+    Budget { extents: 9, new_extents: 9, blocks: 9 }
 }
 
 fn started(sources: usize, pieces: u32) -> World {
@@ -442,7 +453,7 @@ fn a_plan_stops_at_its_budget_and_goes_on_when_there_is_room() {
     swarm.handle_availability(now, key, &Bitfield::full(20));
     swarm.handle_unchoked(key);
     let mut planned = Planned::default();
-    let mut budget = Budget { new_extents: 0, blocks: 100 };
+    let mut budget = Budget { extents: 9, new_extents: 0, blocks: 100 };
     assert_eq!(swarm.poll_ready(&burden), Some(key));
     swarm.plan(now, key, &mut budget, &mut planned);
     assert_eq!(planned, Planned { requests: Vec::new(), short_of_budget: true });
@@ -573,7 +584,8 @@ fn a_choked_peer_is_asked_for_what_it_allows() {
     assert_eq!(swarm.poll_ready(&burden), None);
     swarm.handle_allowed_fast(key, geometry.piece(2).unwrap());
     assert_eq!(swarm.poll_ready(&burden), Some(key));
-    let (mut planned, mut budget) = (Planned::default(), Budget { new_extents: 9, blocks: 99 });
+    let mut planned = Planned::default();
+    let mut budget = Budget { extents: 9, new_extents: 9, blocks: 99 };
     swarm.plan(now, key, &mut budget, &mut planned);
     assert_eq!(planned.requests.len(), PIPELINE_MIN as usize);
     assert!(planned.requests.iter().all(|block| block.piece().get() == 2));
@@ -599,7 +611,7 @@ fn a_suggestion_decides_among_equally_rare_pieces_only() {
         swarm.handle_suggested(key, geometry.piece(suggested).unwrap());
         swarm.handle_unchoked(key);
         assert_eq!(swarm.poll_ready(&burden), Some(key));
-        let (mut planned, mut budget) = (Planned::default(), Budget { new_extents: 9, blocks: 9 });
+        let (mut planned, mut budget) = (Planned::default(), budget_of_9());
         swarm.plan(now, key, &mut budget, &mut planned);
         assert_eq!(planned.requests[0].piece().get(), wanted);
     }

@@ -4,7 +4,7 @@
 //! one extent that holds several of them. Started groups come first, so that pieces get whole and
 //! can be passed on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -80,6 +80,8 @@ pub(super) struct Work {
     place: Vec<u32>,
     /// Groups begun and not done, the oldest first.
     started: Vec<u32>,
+    /// Those of them that peers fill together, see [`super::pace`].
+    joint: BTreeSet<u32>,
     active: BTreeMap<ExtentIndex, Active>,
     /// Bytes of payload in pieces that are not verified.
     payload_left: u64,
@@ -108,6 +110,7 @@ impl Work {
             untouched: Vec::new(),
             place: vec![u32::MAX; count as usize],
             started: Vec::new(),
+            joint: BTreeSet::new(),
             active: BTreeMap::new(),
             payload_left,
         };
@@ -139,6 +142,16 @@ impl Work {
 
     pub(super) fn started(&self) -> &[u32] {
         &self.started
+    }
+
+    /// Whether a group was begun by peers that fill extents together.
+    pub(super) fn is_joint(&self, group: u32) -> bool {
+        self.joint.contains(&group)
+    }
+
+    /// Nobody fills extents together any more: what was begun so is work like any other.
+    pub(super) fn clear_joint(&mut self) {
+        self.joint.clear();
     }
 
     pub(super) fn active(&self, extent: ExtentIndex) -> Option<&Active> {
@@ -204,8 +217,14 @@ impl Work {
         self.geometry.pieces_of_extent(extent).all(|piece| self.have.get(piece))
     }
 
-    /// Begins an extent for `owner`.
-    pub(super) fn start(&mut self, extent: ExtentIndex, owner: PeerKey, now: Instant) {
+    /// Begins an extent for `owner`. `is_joint`: it will fill it together with others.
+    pub(super) fn start(
+        &mut self,
+        extent: ExtentIndex,
+        owner: PeerKey,
+        is_joint: bool,
+        now: Instant,
+    ) {
         let mut missing = 0;
         let slots = self.geometry.blocks_of_extent(extent).map(|block| {
             let done = self.have.get(block.piece());
@@ -219,6 +238,9 @@ impl Work {
         let group = self.group_of_extent(extent);
         if self.stages[group as usize] == Stage::Untouched {
             self.set_stage(group, Stage::Started);
+            if is_joint {
+                self.joint.insert(group);
+            }
         }
     }
 
@@ -280,7 +302,10 @@ impl Work {
                     self.place[moved as usize] = at as u32;
                 }
             }
-            Stage::Started => self.started.retain(|&other| other != group),
+            Stage::Started => {
+                self.started.retain(|&other| other != group);
+                self.joint.remove(&group);
+            }
             Stage::Done => {}
         }
         match stage {
