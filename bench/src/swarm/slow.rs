@@ -1,10 +1,10 @@
-//! A leech with one fast source and hundreds of peers at 10 KiB/s each way: whether the fast one is held up
-//! by pieces that trickle in.
+//! Hundreds of peers at 10 KiB/s each way: whether a leech with one fast source is held up by pieces that
+//! trickle in, and whether a seed sends to a fast peer as to one alone.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ringseed_core::geometry::Kind;
@@ -14,17 +14,21 @@ use ringseed_core::wire::message::{Message, RawBlock};
 use super::Bench;
 use super::child::{Sign, free_port};
 use super::data::{Payload, Plan, size_text};
-use super::fairness::{Args, piece_text};
+use super::fairness::{Args, piece_text, stream};
 use super::peers::{Engine, Job, Peer};
 use super::serve::Serving;
 use super::table::Table;
-use super::wire::{Came, Wire, bits};
+use super::wire::{Came, Wire, bits, blocks_from, drain};
 use crate::report::Bar;
 
 /// What a slow peer gives, and takes, in a second, in bytes.
 const RATE: u64 = 10 << 10;
 /// Length of a block, bytes.
 const BLOCK_LEN: u32 = 16 << 10;
+/// Receive buffer of a slow leech, in bytes: what it has not read is in the seed's hands.
+const NARROW: usize = 16 << 10;
+/// Blocks that a slow leech has asked for.
+const ASKED: usize = 32;
 /// Length of the payload by default, bytes.
 const SIZE: u64 = 1 << 30;
 /// A transfer beside slow peers that takes so many times what it takes alone has failed.
@@ -39,6 +43,8 @@ pub fn run(bench: &mut Bench, args: &Args) {
         args.slow
     );
     let mut table = Table::new(&title, &["alone, MB/s", "beside them, MB/s", "share"]);
+    let title_served = format!("one fast leech of a seed, beside {} at 10 KiB/s", args.slow);
+    let mut served = Table::new(&title_served, &["alone, MB/s", "beside them, MB/s", "share"]);
     for &piece in &args.slow_pieces {
         let _ = std::fs::remove_dir_all(&bench.runner.dir);
         let plans = [Plan::file("payload.bin", size)];
@@ -68,8 +74,54 @@ pub fn run(bench: &mut Bench, args: &Args) {
         let what =
             format!("{} slow peers, {}: share of the speed alone", args.slow, piece_text(piece));
         bench.report.bars.push(Bar::at_least(&what, beside / alone, 0.8, None));
+        if let Err(error) = serve(bench, args, &payload, &mut served) {
+            bench.report.fail(format!("a seed of {}: {error}", piece_text(piece)));
+        }
     }
-    bench.report.tables.push(table);
+    bench.report.tables.extend([table, served]);
+}
+
+/// A seed with so many leeches that read 10 KiB/s, each with much asked for, and a fast one beside them.
+fn serve(
+    bench: &mut Bench,
+    args: &Args,
+    payload: &Payload,
+    table: &mut Table,
+) -> Result<(), String> {
+    let seed = Serving::start(bench, &Engine::UNSYNCED, payload)?;
+    let (torrent, seconds) = (payload.metainfo(), args.seconds.min(5));
+    let alone = stream(seed.addr, &torrent, seconds)?;
+    // What is on its way when they begin is a burst of a few seconds.
+    let settle = Duration::from_secs(5);
+    let until = Instant::now() + settle + Duration::from_secs(seconds + 2);
+    let taken = AtomicU64::new(0);
+    let beside = std::thread::scope(|scope| {
+        let (torrent, taken, addr) = (&torrent, &taken, seed.addr);
+        for number in 0..args.slow {
+            scope.spawn(move || {
+                let from = Ipv4Addr::new(127, 3, (number / 250) as u8, 1 + (number % 250) as u8);
+                let id = 30_000 + number;
+                let _ =
+                    Wire::dial_with(addr, from, torrent, id, Some(NARROW)).and_then(|mut wire| {
+                        let blocks = blocks_from(torrent.info().geometry(), number * 7);
+                        drain(&mut wire, blocks, ASKED, Some(RATE), until, taken)
+                    });
+            });
+        }
+        std::thread::sleep(settle);
+        let before = taken.load(Ordering::Relaxed);
+        let beside = stream(addr, torrent, seconds)?;
+        let each = (taken.load(Ordering::Relaxed) - before) / u64::from(args.slow);
+        if each < RATE * seconds / 2 {
+            return Err(format!("the slow peers got {each} bytes each in {seconds} s"));
+        }
+        Ok(beside)
+    })?;
+    let piece = piece_text(torrent.info().geometry().piece_len_nominal().into());
+    table.row(&piece, &[alone / 1e6, beside / 1e6, beside / alone]);
+    let what = format!("{} slow leeches, {piece}: share of the speed alone", args.slow);
+    bench.report.bars.push(Bar::at_least(&what, beside / alone, 0.8, None));
+    Ok(())
 }
 
 /// Seconds that a leech needs, with so many slow peers that are there before it knows of the fast one.

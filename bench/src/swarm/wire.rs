@@ -55,11 +55,28 @@ impl Wire {
         torrent: &Metainfo,
         number: u32,
     ) -> io::Result<Wire> {
+        Wire::dial_with(addr, from, torrent, number, None)
+    }
+
+    /// The same with a receive buffer of so many bytes, so that the other side notices how slowly it is read.
+    ///
+    /// # Errors
+    /// Those of [`Wire::dial`].
+    pub fn dial_with(
+        addr: SocketAddr,
+        from: Ipv4Addr,
+        torrent: &Metainfo,
+        number: u32,
+        receive_bytes: Option<usize>,
+    ) -> io::Result<Wire> {
         let from = match addr.ip() {
             IpAddr::V4(ip) if !ip.is_loopback() => ip,
             _ => from,
         };
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        if let Some(bytes) = receive_bytes {
+            rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+        }
         rustix::net::bind(&socket, &SocketAddrV4::new(from, 0))?;
         rustix::net::connect(&socket, &addr)?;
         let mut stream = TcpStream::from(socket);

@@ -154,11 +154,6 @@ impl Disk {
         }
     }
 
-    /// Nothing queued, nothing in flight, and nothing that waits for its file to be opened or reserved.
-    pub fn is_at_rest(&self) -> bool {
-        self.is_idle() && self.files.values().all(|file| file.waiting.is_empty())
-    }
-
     /// Nothing queued and nothing in flight.
     pub fn is_idle(&self) -> bool {
         self.ops_in_flight == 0 && self.foreground.is_empty() && self.check.is_empty()

@@ -57,6 +57,8 @@ pub(super) struct Conn {
     pub sending_small: usize,
     /// Payload of one send at most, in bytes: what this peer takes in about a second.
     pub send_bytes_max: u64,
+    /// Payload of the next send is copied, because this peer would keep an extent for long.
+    pub is_copied: bool,
     /// The last receive came back full: more is there, so the next one needs no wait before it.
     pub is_streaming: bool,
     /// When its timer will fire; later deadlines need no new timer.
@@ -356,6 +358,7 @@ impl Shard {
             sending: None,
             sending_small: 0,
             send_bytes_max: super::serve::SEND_BYTES_FIRST,
+            is_copied: false,
             is_streaming: false,
             timer_at: None,
             served: VecDeque::new(),

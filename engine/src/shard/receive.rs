@@ -12,6 +12,10 @@ use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{Op, RECV_SLOTS_MAX, RecvBuf, RecvSlot};
 
+/// A receive of at least so many bytes that comes back full promises more: four blocks, which a peer sends in
+/// a burst when it has a stream to send.
+const STREAM_BYTES_MIN: usize = 64 << 10;
+
 /// What a receive in flight must remember: whose it is, and which extents it was lent.
 #[derive(Debug)]
 pub(super) struct RecvFlight {
@@ -163,9 +167,6 @@ impl Shard {
         };
         self.counters.received_bytes.add(len_bytes as u64);
         let planned: usize = buf.slots.iter().map(RecvSlot::len_bytes).sum();
-        // A full receive means that more is probably there. Otherwise wait without buffers: an extent
-        // lent to a silent peer is an extent that others must copy around.
-        conn.is_streaming = len_bytes == planned;
         let active = flight.listing.and_then(|listing| self.active.get_mut(&listing));
         let mut landing = Landing {
             conn: flight.conn,
@@ -175,6 +176,12 @@ impl Shard {
             torrent: active.and_then(|active| active.layout_mut()),
         };
         let outcome = conn.link.handle_received(self.now, len_bytes, &mut landing);
+        // A full receive means that more is probably there. Otherwise wait without buffers: an extent
+        // lent to a silent peer is an extent that others must copy around, and its piece cannot be judged.
+        // Who is asked for a block or two fills every receive, and is silent for seconds after it; only
+        // where no block is expected nothing would be lent.
+        let is_long = planned >= STREAM_BYTES_MIN || !conn.link.expects_bytes();
+        conn.is_streaming = len_bytes == planned && is_long;
         outcome.map_err(CloseReason::Link)
     }
 

@@ -14,12 +14,12 @@ use ringseed_core::swarm::{Budget, PeerInfo, PeerKey, Planned, Swarm};
 use ringseed_core::wire::PeerId;
 use ringseed_sys::arena::ExtentMut;
 
-use super::Shard;
 use super::blame::Blame;
 use super::limits::{Allowance, Way};
 use super::listing::{Active, Stage};
 use super::peer::{CloseReason, Conn, ConnId};
 use super::timers::Timer;
+use super::{Job, Shard};
 use crate::api::ListingId;
 
 /// Blocks asked for in one plan at most: 8 MiB, what the largest pipeline holds.
@@ -59,6 +59,16 @@ impl Requests {
         if let Some(swarm) = &mut self.swarm {
             swarm.handle_piece_lost(piece);
         }
+    }
+
+    /// Whether slow peers fill a piece together.
+    pub fn is_filled_jointly(&self, piece: PieceIndex) -> bool {
+        self.swarm.as_ref().is_some_and(|swarm| swarm.is_filled_jointly(piece))
+    }
+
+    /// Whether slow peers fill pieces together.
+    pub fn has_joint(&self) -> bool {
+        self.swarm.as_ref().is_some_and(Swarm::has_joint)
     }
 
     pub fn with_peer(&mut self, id: ConnId) -> Option<(&mut Swarm, PeerKey)> {
@@ -356,6 +366,8 @@ impl Shard {
         }
         self.set_split_timer(listing);
         self.claim_pieces(listing);
+        let extents = self.fill_max() as u32;
+        let mut is_starving = false;
         loop {
             let new_extents = self.fill_budget();
             let Some(active) = self.active.get_mut(&listing) else { return };
@@ -364,7 +376,7 @@ impl Shard {
             let Some(blocks) = self.blocks_allowed(listing, key) else { continue };
             let Some(active) = self.active.get_mut(&listing) else { return };
             let Some(swarm) = &mut active.requests.swarm else { return };
-            let mut budget = Budget { new_extents, blocks };
+            let mut budget = Budget { extents, new_extents, blocks };
             let mut planned = Planned::default();
             swarm.plan(self.now, key, &mut budget, &mut planned);
             // What a cap ends is no matter of the arena: a timer goes on with it.
@@ -374,10 +386,11 @@ impl Shard {
             if is_capped && self.blocks_allowed(listing, key).is_some() {
                 self.timers.set(self.now, Timer::Download(listing));
             }
-            if is_short || is_refused {
-                self.wait_for_arena(listing);
-                break;
-            }
+            // Others may have requests left for buffers that are begun, and free them.
+            is_starving |= is_short || is_refused;
+        }
+        if is_starving {
+            self.wait_for_arena(listing);
         }
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(swarm) = &active.requests.swarm else { return };
@@ -495,13 +508,15 @@ impl Shard {
         self.starving.insert(listing);
     }
 
-    /// Buffers come back by themselves while verified extents are written. Only when nothing is on its
-    /// way are unverified ones spilled: they cost a write and a read each.
+    /// Buffers come back by themselves while verified extents are written. Unverified ones are spilled only
+    /// when nothing is on its way, because they cost a write and a read each; but those of pieces that
+    /// slow peers are filling would be kept for long.
     fn make_room(&mut self) {
         self.room_looked_at = self.now;
-        if self.disk.is_at_rest() && !self.hashing.has_pieces() {
-            self.spill_some();
-        }
+        let frees = |job: &Job| matches!(job, Job::Write(_) | Job::Spill(_));
+        // Reading a spilled piece back frees nothing, and takes long.
+        let is_coming = self.cache.pinned_len() > 0 || self.jobs.values().any(frees);
+        self.spill_some(is_coming || self.hashing.has_pieces());
         self.give_up_idle();
     }
 
@@ -578,7 +593,7 @@ impl Shard {
             if let Some(active) = self.active.get_mut(&listing)
                 && let Some(swarm) = &mut active.requests.swarm
             {
-                swarm.wake_all();
+                swarm.wake_short();
                 self.planning.insert(listing);
             }
         }

@@ -5,7 +5,7 @@
 //! connections of one peer and one of another do by `accounts`.
 //! A connection has one send in flight: what its socket does not take now is not pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ const STARVING_RETRY: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     waiters: BTreeMap<ExtentKey, Vec<ConnId>>,
+    /// Connections that held extents when that was last looked at, and those that have come by some since.
+    holders: BTreeSet<ConnId>,
     /// Connections that found no extent to read into.
     starving: Vec<ConnId>,
     /// When a turn will look at them although nothing else happens.
@@ -180,9 +182,10 @@ impl Shard {
             return;
         }
         let is_capped = available != u64::MAX;
-        let share = self.uploads.share_bytes(self.arena.capacity());
         let conn = self.conns.get_mut(&id).expect("looked up above");
-        let send_bytes_max = conn.send_bytes_max.min(share);
+        let (send_bytes_max, is_copied) =
+            self.uploads.grant(self.arena.capacity(), conn.send_bytes_max);
+        conn.is_copied = is_copied;
         let quantum = if is_capped { QUANTUM.min(available) } else { send_bytes_max };
         conn.deficit = (conn.deficit + quantum).min(send_bytes_max);
         let granted = conn.deficit.min(available);
@@ -266,8 +269,14 @@ impl Shard {
     }
 
     /// Extents that are held or being read for connections.
-    fn held_len(&self) -> usize {
-        let held: usize = self.conns.values().map(|conn| conn.held.len()).sum();
+    fn held_len(&mut self) -> usize {
+        let mut held = 0;
+        // Of thousands of connections few hold anything.
+        self.reads.holders.retain(|id| {
+            let len = self.conns.get(id).map_or(0, |conn| conn.held.len());
+            held += len;
+            len > 0
+        });
         held + self.reads.waiters.len()
     }
 
@@ -517,6 +526,7 @@ impl Shard {
                         if let Some(conn) = self.conns.get_mut(id) {
                             let (data, pieces) = (data.clone(), pieces.clone());
                             conn.held.push(Held { extent, data, pieces });
+                            self.reads.holders.insert(*id);
                         }
                     }
                     // What the kernel keeps need not be kept here as well. Its memory comes back at once and
@@ -612,6 +622,7 @@ impl Shard {
         let payload = list.payload_bytes() as u64;
         let parts = Vec::with_capacity(list.items.len());
         let mut buf = SendBuf { small: std::mem::take(&mut list.small), parts };
+        conn.sending_small = buf.small.len();
         for item in &list.items {
             match *item {
                 GatherItem::Bytes { start, len } => buf.parts.push(SendPart::Small { start, len }),
@@ -620,7 +631,13 @@ impl Shard {
                     assert_eq!(served.block, block, "blocks go out as they were served");
                     let Parts { first, second } = served.parts;
                     for (extent, start, len) in first.into_iter().chain(second) {
-                        buf.parts.push(SendPart::Extent { extent, start, len });
+                        if conn.is_copied {
+                            let at = buf.small.len();
+                            buf.small.extend_from_slice(&extent[start..start + len]);
+                            buf.parts.push(SendPart::Small { start: at, len });
+                        } else {
+                            buf.parts.push(SendPart::Extent { extent, start, len });
+                        }
                     }
                 }
             }
@@ -632,7 +649,6 @@ impl Shard {
         }
         let pinned = super::uploads::extents_in(&buf);
         conn.sending = Some((self.now, pinned));
-        conn.sending_small = buf.small.len();
         self.uploads.began(pinned);
         let (sock, listing) = (conn.sock, conn.listing);
         let flight = self.flights.insert(Flight::Send { conn: id, listing, payload });

@@ -28,14 +28,21 @@ pub(super) struct SpillJob {
 }
 
 impl Shard {
-    /// The arena is full: makes room.
-    pub(super) fn spill_some(&mut self) {
+    /// The arena is full: makes room. `of_slow`: only in pieces that slow peers are filling.
+    pub(super) fn spill_some(&mut self, of_slow: bool) {
         let mut chosen = Vec::new();
         for active in self.active.values().filter(|active| active.wait.is_none()) {
             let Some(geometry) = active.geometry() else { continue };
+            if of_slow && !active.requests.has_joint() {
+                continue;
+            }
             let has_v2 = active.has_v2();
             let room = SPILL_AT_ONCE - chosen.len();
-            let extents = active.assembler.spillable(geometry, has_v2).take(room);
+            let is_meant = |extent: &ExtentIndex| {
+                let mut pieces = geometry.pieces_of_extent(*extent);
+                !of_slow || pieces.any(|piece| active.requests.is_filled_jointly(piece))
+            };
+            let extents = active.assembler.spillable(geometry, has_v2).filter(is_meant).take(room);
             chosen.extend(extents.map(|extent| (active.id, extent)));
             if chosen.len() == SPILL_AT_ONCE {
                 break;

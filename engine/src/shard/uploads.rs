@@ -20,6 +20,11 @@ const FAST: Duration = Duration::from_millis(250);
 const SLOW: Duration = Duration::from_secs(1);
 /// Least payload of a send, one block: a peer of 300 B/s takes it within the minute that it has.
 const SEND_BYTES_MIN: u64 = 16 << 10;
+/// What goes to a peer that takes no more than this at once is copied out of the arena: it would keep a whole
+/// extent for a second or more, and so would each of hundreds like it.
+const COPIED_BELOW: u64 = 32 << 10;
+/// Most that is copied for one send, in bytes.
+const COPIED_MAX: u64 = 64 << 10;
 /// When memory is short, what was read ahead for a send that takes longer than this is given up,
 const GIVE_UP_HELD_AFTER: Duration = Duration::from_millis(250);
 /// and so is a connection whose send takes longer than this, while such sends keep a quarter of the arena.
@@ -57,8 +62,22 @@ impl Uploads {
         self.pinned -= pinned;
     }
 
+    /// What a send to a peer that takes `send_bytes_max` at once may carry, in bytes, and whether it is copied
+    /// out of an arena of `capacity` extents: that is for slow peers, for those of whom nothing is known
+    /// while sends keep a quarter of it, and for all while they keep half. Who takes a megabyte into its
+    /// system's buffers at once may read nothing of it for a minute.
+    pub fn grant(&self, capacity: usize, send_bytes_max: u64) -> (u64, bool) {
+        if self.pinned >= capacity / 2 {
+            return (send_bytes_max.min(COPIED_MAX), true);
+        }
+        if self.pinned >= capacity / 4 && send_bytes_max < SEND_BYTES_MAX {
+            return (SEND_BYTES_MIN, true);
+        }
+        (send_bytes_max.min(self.share_bytes(capacity)), send_bytes_max <= COPIED_BELOW)
+    }
+
     /// What one more send may keep of an arena of `capacity` extents, in bytes.
-    pub fn share_bytes(&self, capacity: usize) -> u64 {
+    fn share_bytes(&self, capacity: usize) -> u64 {
         let share = capacity / 2 / (self.senders + 1);
         ((share.max(1) * EXTENT_LEN_BYTES) as u64).min(SEND_BYTES_MAX)
     }

@@ -289,9 +289,12 @@ fn read_ahead_for_the_stalled_is_given_up_when_memory_is_short() {
         hand.takers.remove(&sock);
         hand.hear(sock, &requests_from(at * 3));
     }
-    let before = hand.shard.held_extents();
     hand.pass(Duration::from_secs(3));
-    // Some still wait for the extent that they can begin with, and hold what is behind it.
+    let before = hand.shard.held_extents();
+    let late = hand.join("192.168.0.1");
+    hand.hear(late, &requests_from(250));
+    hand.pass(Duration::from_millis(100));
+    assert!(hand.sent_bytes[&late] >= 1 << 20, "{} bytes", hand.sent_bytes[&late]);
     let after = hand.shard.held_extents();
     assert!(before > 0 && after * 3 < before, "{after} of {before} extents that others wait for");
     assert!(hand.closed.is_empty(), "{:?}", hand.counters.closed());

@@ -19,6 +19,7 @@ mod script;
 mod select;
 mod shards;
 mod sim;
+mod slow;
 mod stripes;
 mod transfer;
 mod wire;

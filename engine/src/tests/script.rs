@@ -33,7 +33,26 @@ impl Script {
         program: &[u8; 2],
         number: u8,
     ) -> Script {
-        let mut stream = TcpStream::connect(addr).unwrap();
+        let stream = TcpStream::connect(addr).unwrap();
+        Script::greet(stream, wire_id, upgrades, program, number)
+    }
+
+    /// One that has room for a few blocks that it has not read.
+    pub fn dial_narrow(addr: SocketAddr, wire_id: [u8; 20], number: u8) -> Script {
+        use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_recv_buffer_size(&socket, 16 << 10).unwrap();
+        connect(&socket, &addr).unwrap();
+        Script::greet(TcpStream::from(socket), wire_id, false, b"XX", number)
+    }
+
+    fn greet(
+        mut stream: TcpStream,
+        wire_id: [u8; 20],
+        upgrades: bool,
+        program: &[u8; 2],
+        number: u8,
+    ) -> Script {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut peer_id = *b"-XX0001-scripted0000";
         peer_id[1..3].copy_from_slice(program);
