@@ -445,8 +445,10 @@ impl Swarm {
             None if peer.is_joint => return, // nothing says that it is any faster
             None => RATE_GUESS,
         };
-        let own_seconds = TWINS_AT_ONCE as f64 * f64::from(BLOCK_LEN) / own_rate;
-        let worth_it = TWIN_GAIN * own_seconds + TWIN_SAVES_MIN;
+        let block_seconds = f64::from(BLOCK_LEN) / own_rate;
+        // Where all are slow a block takes seconds: each takes over one, and all of them together the rest.
+        let at_once = if peer.is_joint { 1 } else { TWINS_AT_ONCE };
+        let worth_it = TWIN_GAIN * at_once as f64 * block_seconds + TWIN_SAVES_MIN;
         let slower = self.peers.iter().filter(|&(&other, _)| other != key);
         let slower = slower.filter_map(|(&other, slow)| {
             let silent = now.saturating_duration_since(slow.last_block);
@@ -461,18 +463,31 @@ impl Swarm {
         });
         let mut slower: Vec<(bool, f64, PeerKey)> = slower.collect();
         slower.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
-        for (is_joint, _, slow) in slower {
-            let (room, asked) = match is_joint {
+        let is_joint = peer.is_joint;
+        for (is_slow_joint, seconds, slow) in slower {
+            let (room, asked) = match is_slow_joint {
+                true if is_joint => (at_once, out.requests.len()),
                 true => (limit as usize, self.peers[&key].asked.len()),
                 false => (TWINS_AT_ONCE, out.requests.len()),
             };
-            let wanted: Vec<_> = self.peers[&slow].asked.iter().rev().copied().collect();
-            for block in wanted.into_iter().take(room.saturating_sub(asked)) {
-                let may_ask = (is_joint || self.twins_left > 0) && budget.blocks > 0;
-                if may_ask && self.ask_twin(key, slow, block, out.short_of_budget) {
+            let mut room = room.saturating_sub(asked);
+            let wanted: Vec<_> = self.peers[&slow].asked.iter().copied().enumerate().collect();
+            let count = wanted.len() as f64;
+            for (before, block) in wanted.into_iter().rev() {
+                // Those in front come sooner.
+                let wait = seconds * (before + 1) as f64 / count;
+                let may_ask = room > 0
+                    && (is_slow_joint || self.twins_left > 0)
+                    && budget.blocks > 0
+                    && !(is_joint && wait < worth_it);
+                if !may_ask {
+                    break;
+                }
+                if self.ask_twin(key, slow, block, out.short_of_budget) {
                     out.requests.push(block);
-                    self.twins_left -= u32::from(!is_joint);
+                    self.twins_left -= u32::from(!is_slow_joint);
                     budget.blocks -= 1;
+                    room -= 1;
                 }
             }
         }
