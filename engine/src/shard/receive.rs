@@ -167,6 +167,7 @@ impl Shard {
         };
         self.counters.received_bytes.add(len_bytes as u64);
         let planned: usize = buf.slots.iter().map(RecvSlot::len_bytes).sum();
+        let expected = conn.link.expects_bytes();
         let active = flight.listing.and_then(|listing| self.active.get_mut(&listing));
         let mut landing = Landing {
             conn: flight.conn,
@@ -178,9 +179,9 @@ impl Shard {
         let outcome = conn.link.handle_received(self.now, len_bytes, &mut landing);
         // A full receive means that more is probably there. Otherwise wait without buffers: an extent
         // lent to a silent peer is an extent that others must copy around, and its piece cannot be judged.
-        // Who is asked for a block or two fills every receive, and is silent for seconds after it; only
-        // where no block is expected nothing would be lent.
-        let is_long = planned >= STREAM_BYTES_MIN || !conn.link.expects_bytes();
+        // Who is asked for a block or two fills every receive, and is silent for seconds after it. Where no
+        // block was expected, as from a leech that asks for much, nothing is lent.
+        let is_long = planned >= STREAM_BYTES_MIN || !expected;
         conn.is_streaming = len_bytes == planned && is_long;
         outcome.map_err(CloseReason::Link)
     }

@@ -70,9 +70,10 @@ fn long_pieces_fit_a_small_arena() {
         leech.wait_complete(id);
         assert_eq!(snapshot(&into), snapshot(&source));
         assert!(leech.engine.status().arena_waits > 0, "the arena was to run full");
-        // Reading back in the wrong order once took honest pieces for bad ones and fetched them again.
+        // Reading back in the wrong order once took honest pieces for bad ones and fetched them again: four MiB
+        // each. Where a source gets no processor, up to 31 blocks are asked of another as well.
         let wasted = leech.engine.listing_status(id).unwrap().wasted_bytes;
-        assert!(wasted < 500_000, "{wasted} bytes wasted");
+        assert!(wasted <= 31 * (16 << 10), "{wasted} bytes wasted");
     }
 }
 
