@@ -39,6 +39,8 @@ const HELD_MAX: Duration = Duration::from_millis(20);
 pub(super) struct Hashing {
     blocks: Vec<(ListingId, BlockRef)>,
     pieces: Vec<(ListingId, PieceIndex)>,
+    /// How many of them were found to be ready and left to wait for others. Looked at again when one comes.
+    held_len: usize,
     /// When the last block landed.
     last_landed: Option<Instant>,
     /// Since when whole pieces wait for others to fill the lanes.
@@ -84,12 +86,14 @@ impl Hashing {
     /// A piece is not whole any more.
     pub fn forget_piece(&mut self, listing: ListingId, piece: PieceIndex) {
         self.pieces.retain(|&waiting| waiting != (listing, piece));
+        self.held_len = 0;
     }
 
     /// Forgets a removed listing.
     pub fn forget(&mut self, listing: ListingId) {
         self.blocks.retain(|(of, _)| *of != listing);
         self.pieces.retain(|(of, _)| *of != listing);
+        self.held_len = 0;
     }
 }
 
@@ -102,6 +106,11 @@ impl Shard {
         }
         self.hash_leaves();
         let mut waiting = std::mem::take(&mut self.hashing.pieces);
+        let held_len = std::mem::take(&mut self.hashing.held_len);
+        if held_len > 0 && held_len == waiting.len() && self.hold_for_lanes(&waiting) {
+            (self.hashing.pieces, self.hashing.held_len) = (waiting, held_len);
+            return;
+        }
         // A piece of which parts are on disk only is judged there.
         let mut stuck = Vec::new();
         waiting.retain(|&(listing, piece)| {
@@ -122,8 +131,15 @@ impl Shard {
             .into_iter()
             .partition(|(listing, _)| !self.active.get(listing).is_some_and(Active::checks_v1));
         match self.hold_for_lanes(&to_sha1) {
-            true => self.hashing.pieces.extend(to_sha1),
-            false => ready.extend(to_sha1),
+            true => {
+                let are_all_held = self.hashing.pieces.is_empty() && ready.is_empty();
+                self.hashing.held_len = if are_all_held { to_sha1.len() } else { 0 };
+                self.hashing.pieces.extend(to_sha1);
+            }
+            false => {
+                self.hashing.held_since = None;
+                ready.extend(to_sha1);
+            }
         }
         let mut batch = Vec::new();
         let mut batch_bytes = 0;
@@ -160,7 +176,6 @@ impl Shard {
         let is_much = held_bytes >= self.fill_max() as u64 * EXTENT_LEN_BYTES as u64 / 2;
         let is_pressed = is_much && !self.starving.is_empty() || self.is_stopping;
         if self.now >= due_at || is_full || is_pressed || !self.awaits_blocks_of(pieces) {
-            self.hashing.held_since = None;
             return false;
         }
         self.timers.set(due_at, Timer::Hash);
