@@ -10,7 +10,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::select::FileSelection;
 use ringseed_engine::utp::UtpRefusal;
 use ringseed_engine::{
-    ARENA_LEN_BYTES_MIN, AddListing, Config, Engine, EngineError, EngineStatus, Event,
+    ARENA_LEN_BYTES_OF_SHARD, AddListing, Config, Engine, EngineError, EngineStatus, Event,
     ListingError, ListingId, ListingState, ListingStatus, Place, ShardStatus,
 };
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ pub(crate) fn start(
     config.io_driver = drivers::find(&moving.io_driver, Code::BadValue)?;
     config.shards = moving.shards;
     // Each of them needs an arena; what is asked for is given.
-    let arena_len_bytes = moving.shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_MIN;
+    let arena_len_bytes = moving.shards.unwrap_or(1) as usize * ARENA_LEN_BYTES_OF_SHARD;
     config.arena_len_bytes = config.arena_len_bytes.max(arena_len_bytes);
     if let Some(peers_per_ip) = peers_per_ip {
         config.peers_per_ip_max = peers_per_ip;
