@@ -13,6 +13,7 @@ use ringseed_core::geometry::{ExtentIndex, Geometry};
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent};
 
 use super::Shard;
+use super::cache::ExtentKey;
 use super::disk::{Class, DiskTask, FileKey, PUT_LEN_MAX, TaskKind};
 use super::writing::Stored;
 use crate::api::ListingId;
@@ -22,16 +23,28 @@ use crate::api::ListingId;
 const GRAIN: u64 = 4096;
 /// An interior shorter than this is not worth two operations more, in bytes.
 const INTERIOR_MIN: u64 = 64 << 10;
-/// Extents of one run at most: their buffers come back together.
-const RUN_EXTENTS_MAX: usize = 16;
+/// Extents of one run at most: its pieces count as written together.
+const RUN_EXTENTS_MAX: usize = 64;
 
 /// Extents that are verified in this turn and lie askew in their files.
 #[derive(Debug, Default)]
 pub(super) struct Askew {
     waiting: Vec<(ListingId, Stored)>,
+    /// Buffers on their way to the disk that interiors were copied to.
+    copies: usize,
 }
 
 impl Askew {
+    /// Buffers on their way to the disk beside those that the cache knows of.
+    pub fn copies(&self) -> usize {
+        self.copies
+    }
+
+    /// The writes of a run have ended, or nobody waits for them any more.
+    pub fn came_back(&mut self, copies: usize) {
+        self.copies -= copies;
+    }
+
     pub fn push(&mut self, listing: ListingId, stored: Stored) {
         self.waiting.push((listing, stored));
     }
@@ -75,7 +88,10 @@ impl Shard {
         self.write_run(of, run);
     }
 
-    fn write_run(&mut self, listing: ListingId, run: Vec<Stored>) {
+    /// Where nobody wants what was received, its buffers are free as soon as they are copied, and the next copy
+    /// goes to the one that has just been read: a run needs a buffer or two of its own however long it is. Until
+    /// then a third of the bytes found no buffer to be copied to while the arena was full of requests.
+    fn write_run(&mut self, listing: ListingId, mut run: Vec<Stored>) {
         // One that was removed in this very turn has nothing to write any more.
         let geometry = self.active.get(&listing).and_then(|active| active.geometry()).cloned();
         let Some(geometry) = geometry.filter(|_| !run.is_empty()) else { return };
@@ -86,8 +102,14 @@ impl Shard {
                 _ => ranges.push(range),
             }
         }
+        if !self.is_anybody_interested(listing) {
+            for stored in &run {
+                let key = ExtentKey { listing, extent: stored.extent.get() };
+                self.cache.release(key, stored.cached);
+            }
+        }
         self.next_job += 1;
-        let mut writes = Writes { listing, job: self.next_job, tasks: Vec::new() };
+        let mut writes = Writes { listing, job: self.next_job, tasks: Vec::new(), copies: 0 };
         for range in ranges {
             let mut at = range.start;
             for slice in geometry.slices(range.start, range.end - range.start) {
@@ -116,6 +138,8 @@ impl Shard {
                             let len = (to - from) as usize;
                             copy_run(&geometry, &run, from..to, &mut aligned[..len]);
                             writes.push(file, file_offset(from), aligned.freeze(), 0, len);
+                            writes.copies += 1;
+                            let_go(&geometry, &mut run, to);
                         }
                         None => writes.plain(&geometry, &run, file, from..to, file_offset(from)),
                     }
@@ -123,8 +147,10 @@ impl Shard {
                 writes.plain(&geometry, &run, file, high..at, file_offset(high));
             }
         }
-        let Writes { job, tasks, .. } = writes;
-        self.begin_write(listing, job, run, tasks);
+        let Writes { job, tasks, copies, .. } = writes;
+        let_go(&geometry, &mut run, u64::MAX);
+        self.askew.copies += copies;
+        self.begin_write(listing, job, run, copies, tasks);
     }
 }
 
@@ -133,6 +159,7 @@ struct Writes {
     listing: ListingId,
     job: u64,
     tasks: Vec<DiskTask>,
+    copies: usize,
 }
 
 impl Writes {
@@ -151,33 +178,46 @@ impl Writes {
         range: Range<u64>,
         file_offset: u64,
     ) {
-        for (stored, part) in parts_of(geometry, run, &range) {
+        for (stored, bytes, part) in parts_of(geometry, run, &range) {
             let start = (part.start - geometry.extent_offset(stored.extent)) as usize;
             let offset_bytes = file_offset + (part.start - range.start);
             let len = (part.end - part.start) as usize;
-            self.push(file, offset_bytes, stored.bytes.clone(), start, len);
+            self.push(file, offset_bytes, bytes.clone(), start, len);
         }
     }
 }
 
+/// Lets go of the extents of a run that end at `before` in the torrent or earlier: all of them is in writes.
+fn let_go(geometry: &Geometry, run: &mut [Stored], before: u64) {
+    let is_done = |stored: &&mut Stored| {
+        let end = geometry.extent_offset(stored.extent);
+        end + u64::from(geometry.extent_len(stored.extent)) <= before
+    };
+    run.iter_mut().take_while(is_done).for_each(|stored| stored.bytes = None);
+}
+
 /// The extents of a run that hold parts of a range of the torrent, in order.
+///
+/// # Panics
+/// For one that was let go.
 fn parts_of<'a>(
     geometry: &'a Geometry,
     run: &'a [Stored],
     range: &'a Range<u64>,
-) -> impl Iterator<Item = (&'a Stored, Range<u64>)> {
+) -> impl Iterator<Item = (&'a Stored, &'a Extent, Range<u64>)> {
     run.iter().filter_map(move |stored| {
         let begin = geometry.extent_offset(stored.extent);
         let end = begin + u64::from(geometry.extent_len(stored.extent));
         let part = range.start.max(begin)..range.end.min(end);
-        (part.start < part.end).then_some((stored, part))
+        let bytes = || stored.bytes.as_ref().expect("what is still to be written is kept");
+        (part.start < part.end).then(|| (stored, bytes(), part))
     })
 }
 
 fn copy_run(geometry: &Geometry, run: &[Stored], range: Range<u64>, out: &mut [u8]) {
-    for (stored, part) in parts_of(geometry, run, &range) {
+    for (stored, bytes, part) in parts_of(geometry, run, &range) {
         let begin = geometry.extent_offset(stored.extent);
-        let from = &stored.bytes[(part.start - begin) as usize..(part.end - begin) as usize];
+        let from = &bytes[(part.start - begin) as usize..(part.end - begin) as usize];
         let at = (part.start - range.start) as usize;
         out[at..at + from.len()].copy_from_slice(from);
     }

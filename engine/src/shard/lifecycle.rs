@@ -308,8 +308,13 @@ impl Shard {
         self.starving.remove(&listing);
         self.checks_waiting.remove(&listing);
         self.remakes.forget(listing);
+        let askew = &mut self.askew;
         self.jobs.retain(|_, job| match job {
-            Job::Write(write) => write.listing != listing,
+            Job::Write(write) if write.listing == listing => {
+                askew.came_back(write.copies);
+                false
+            }
+            Job::Write(_) => true,
             Job::Read(read) => read.listing != listing,
             Job::Spill(spill) => spill.listing != listing,
             Job::Touch(of) => *of != listing,

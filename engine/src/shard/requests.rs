@@ -481,7 +481,7 @@ impl Shard {
     /// slows the requests down.
     fn fill_budget(&self) -> u32 {
         let share = self.fill_max();
-        let busy = self.filling + self.cache.pinned_len();
+        let busy = self.filling + self.cache.pinned_len() + self.askew.copies();
         let evictable = self.cache.unpinned_len();
         let free = self.arena.capacity() - self.arena.in_use().min(self.arena.capacity());
         // A few stay back for reads, or serving would starve while everything is being fetched.

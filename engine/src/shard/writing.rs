@@ -24,6 +24,8 @@ use crate::store::RunSet;
 pub(super) struct WriteJob {
     pub listing: ListingId,
     pub extents: Vec<Stored>,
+    /// Buffers that their bytes were copied to, see `gather`.
+    pub copies: usize,
     /// Parts of files that are not written yet.
     pub left: usize,
 }
@@ -32,7 +34,8 @@ pub(super) struct WriteJob {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub extent: ExtentIndex,
-    pub bytes: Extent,
+    /// None once its writes hold what they need of it.
+    pub bytes: Option<Extent>,
     /// Verified pieces in it.
     pub pieces: RunSet,
     /// Name of its entry in the cache, pinned until the write has ended.
@@ -98,7 +101,7 @@ impl Shard {
             self.commit.writer().intent(slot, pieces.runs());
         }
         self.announce(listing, &pieces);
-        let stored = Stored { extent, bytes: frozen.clone(), pieces, cached };
+        let stored = Stored { extent, bytes: Some(frozen.clone()), pieces, cached };
         if holds_askew(&geometry, extent) {
             self.askew.push(listing, stored);
         } else {
@@ -122,7 +125,7 @@ impl Shard {
                     at += slice.len;
                 }
             }
-            self.begin_write(listing, job, vec![stored], tasks);
+            self.begin_write(listing, job, vec![stored], 0, tasks);
         }
         self.send_touches(listing);
         self.look_whether_complete(listing);
@@ -134,10 +137,11 @@ impl Shard {
         listing: ListingId,
         job: u64,
         extents: Vec<Stored>,
+        copies: usize,
         tasks: Vec<DiskTask>,
     ) {
         let left = tasks.len();
-        self.jobs.insert(job, Job::Write(WriteJob { listing, extents, left }));
+        self.jobs.insert(job, Job::Write(WriteJob { listing, extents, copies, left }));
         for task in tasks {
             self.disk_submit(task);
         }
@@ -265,6 +269,7 @@ impl Shard {
     fn extents_written(&mut self, job: u64) {
         let Some(Job::Write(write)) = self.jobs.remove(&job) else { return };
         let listing = write.listing;
+        self.askew.came_back(write.copies);
         let is_wanted = self.is_anybody_interested(listing);
         for Stored { extent, pieces, cached, .. } in write.extents {
             let key = ExtentKey { listing, extent: extent.get() };
@@ -278,7 +283,7 @@ impl Shard {
     }
 
     /// Whether some peer wants something of a listing that we have.
-    fn is_anybody_interested(&self, listing: ListingId) -> bool {
+    pub(super) fn is_anybody_interested(&self, listing: ListingId) -> bool {
         let conns = self.active.get(&listing).into_iter().flat_map(|active| &active.conns);
         let mut channels = conns.filter_map(|id| self.conns.get(id).and_then(Conn::channel));
         channels.any(|channel| channel.peer_interested())
