@@ -16,6 +16,7 @@ use ringseed_sys::dir::DirHandle;
 
 use crate::api::{AddListing, Event, Identity, ListingId, ListingStatus, Place, Rates, Scope};
 use crate::config::Config;
+use crate::intake::is_kept_later;
 use crate::io::sim::{Crash, SimConfig, World};
 use crate::io::{Completion, Machine, Ops};
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
@@ -231,7 +232,9 @@ impl SimMarket {
             let info = metainfo.info();
             let v1 = info.info_hash_v1().map(InfoHashes::V1);
             let hashes = info.info_hash_v2().map(InfoHashes::V2).or(v1).expect("a view");
-            is_kept = metainfo.missing_layers().next().is_none();
+            let must_last = add.private_to_market && !asked_by_hash;
+            let is_later = is_kept_later(&add.place, found.is_fresh) && !must_last;
+            is_kept = metainfo.missing_layers().next().is_none() && (asked_by_hash || !is_later);
             if is_kept && !asked_by_hash {
                 let (state, path) = (self.state_dir(node), crate::store::metainfo_path(hashes));
                 self.world.place_file(node, &state, &path, metainfo.encode()).expect("room");

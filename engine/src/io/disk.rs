@@ -15,6 +15,10 @@ use ringseed_sys::wake::Waker;
 
 use super::{Aside, Completion, Done, FileId, Op, OpId, OpenMode};
 
+/// Names wait for each other until those that are still coming are so many times fewer. They come from operations
+/// in flight, which are bounded, so that none waits for ever.
+const COMING_SHARE: usize = 4;
+
 /// What a thread is asked to do. Bounded by the operations that the shard has in flight.
 pub(super) enum Job {
     Open {
@@ -384,9 +388,12 @@ impl Files {
         self.unnamed.push(Unnamed { id, file, name });
     }
 
-    /// The names to sync now, all that wait together: the second thousand costs what the first one does.
+    /// The names to sync now, all that wait together: the second thousand costs what the first one does. While
+    /// more than a few others are still being synced they are waited for, as they were begun together: one
+    /// batch of new files was named in five rounds, each a wait for the device per folder.
     pub(super) fn next_naming(&mut self) -> Option<Job> {
-        if self.is_naming || self.unnamed.is_empty() {
+        let coming = self.naming.len().saturating_sub(self.unnamed.len());
+        if self.is_naming || self.unnamed.is_empty() || coming * COMING_SHARE > self.unnamed.len() {
             return None;
         }
         self.is_naming = true;
@@ -516,4 +523,46 @@ pub fn refuse(op: Op, error: io::Error) -> Option<Completion> {
         Op::Close { .. } | Op::CloseFile { .. } => return None,
     };
     Some(Completion { id, done })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::TestDir;
+
+    /// New files that are synced together are named together: each round of names waits for the device, and a
+    /// batch of sixteen took five rounds. A sync that fails keeps nobody waiting.
+    #[test]
+    fn names_wait_for_those_that_come_with_them() {
+        let dir = TestDir::new("naming");
+        let root = Arc::new(DirHandle::open(dir.path()).unwrap());
+        for last_fails in [false, true] {
+            let (mut files, mut out) = (Files::default(), VecDeque::new());
+            let begun: Vec<(OpId, FileId)> = (0..6)
+                .map(|at| {
+                    let path = PathBuf::from(format!("{last_fails}-{at}"));
+                    let opened = DataFile::open(&root, &path, true, false).unwrap();
+                    let (file, _) = files.take_in(opened, Name { root: root.clone(), path });
+                    assert!(files.new_name(file, OpId(at)).is_some());
+                    (OpId(at), file)
+                })
+                .collect();
+            for &(id, file) in &begun[..5] {
+                assert!(files.next_naming().is_none(), "before {id:?}");
+                let (data, name) = (files.get(file).unwrap().clone(), files.new_name(file, id));
+                files.data_is_synced(id, data, name.unwrap());
+            }
+            if last_fails {
+                let done = Done::Synced(Err(io::ErrorKind::StorageFull.into()));
+                files.handle(Report::Done(Completion { id: OpId(5), done }), &mut out);
+            }
+            let Some(Job::SyncNames(unnamed)) = files.next_naming() else {
+                panic!("one that comes does not keep five waiting")
+            };
+            assert_eq!(unnamed.len(), 5);
+            files.handle(Report::Named(sync_names(unnamed)), &mut out);
+            assert!(files.next_naming().is_none());
+            assert_eq!(out.len(), 5 + usize::from(last_fails));
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringseed_core::magnet::InfoHashes;
 use ringseed_core::metainfo::Metainfo;
@@ -23,8 +24,12 @@ use super::timers::Timer;
 use super::{Flight, Job, Shard};
 use crate::api::{Event, Identity, ListingId};
 use crate::io::{Aside, Loaded, Op};
-use crate::store::RecoveredListing;
 use crate::store::journal::ListingKey;
+use crate::store::{RecoveredListing, metainfo_path};
+
+/// How long the metainfo of a listing has to be written before the listing goes cold. A handshake that comes
+/// sooner on a very slow disk finds it lost, and has it fetched again.
+const KEEPING: Duration = Duration::from_secs(5);
 
 /// A cold listing that is being made active.
 #[derive(Debug, Default)]
@@ -295,6 +300,11 @@ impl Shard {
             return;
         }
         self.flush_leaves(listing);
+        if self.keep_for_cold(listing) {
+            // Its row would be of no use before that is written.
+            self.timers.set(self.now + KEEPING, Timer::Evict(listing));
+            return;
+        }
         let Some(active) = self.active.get(&listing) else { return };
         if let Some(row) = active.to_row(&mut self.folders) {
             self.active.remove(&listing);
@@ -306,6 +316,18 @@ impl Shard {
             self.jobs.retain(|_, job| !matches!(job, Job::Read(read) if read.listing == listing));
             self.count_listings();
         }
+    }
+
+    /// Keeps the metainfo of a complete listing, if that was put off, see [`crate::intake`]. False when there is
+    /// nothing to wait for.
+    fn keep_for_cold(&mut self, listing: ListingId) -> bool {
+        let Some(active) = self.active.get_mut(&listing) else { return false };
+        let may_go = active.is_complete_told && active.have.is_full() && !active.is_kept;
+        let Some(metainfo) = active.metainfo.clone().filter(|_| may_go) else { return false };
+        active.is_kept = true;
+        let path = metainfo_path(hashes_of(&active.key));
+        self.write_state_file(path, vec![(0, metainfo.encode())], false);
+        true
     }
 
     /// Removes a cold listing; one whose data is to go as well must be made active first, for only

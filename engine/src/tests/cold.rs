@@ -184,6 +184,28 @@ fn a_start_hashes_only_what_has_changed() {
     }
 }
 
+/// The metainfo of what is fetched was written for each torrent before it began, which took as long as fetching
+/// thousands of short ones. It is written when the listing goes cold, and wakes it from there.
+#[test]
+fn what_is_fetched_keeps_its_metainfo_when_it_goes_cold() {
+    let scene = scene(1);
+    let mut market = SimMarket::new(SimConfig::new(5), &scene.scratch);
+    let (seed, _) = scene.seed(&mut market);
+    let (node, id) = scene.fetch(&mut market, 0, seed);
+    assert!(market.run_until_complete(node, id, LIMIT));
+    let kept = |market: &SimMarket| {
+        market.world.files(node).filter(|(_, rel)| rel.starts_with("meta")).count()
+    };
+    assert_eq!(kept(&market), 0);
+    market.world.run_for(Duration::from_secs(200));
+    assert_eq!(market.status(node, id).unwrap().state, ListingState::Cold);
+    assert_eq!(kept(&market), 1);
+    market.crash(seed, Crash::Power);
+    let (last, id) = scene.fetch(&mut market, 0, node);
+    assert!(market.run_until_complete(last, id, LIMIT));
+    assert!(market.wrong_files(last, &scene.torrents[0], &scene.source).is_empty());
+}
+
 /// A cold listing is removed: with its data if it is ours, after which nothing of it is left; and a
 /// peer that wakes it at the same moment finds nothing.
 #[test]

@@ -111,6 +111,40 @@ fn files_of_odd_lengths_arrive_whole_and_past_the_page_cache() {
     }
 }
 
+/// A run that lies askew is copied to where it is aligned. With an arena full of requests a sixth of all bytes once
+/// found no buffer to be copied to, and went through the page cache: what is copied lends its buffers to the rest.
+#[test]
+fn files_of_odd_lengths_pass_the_page_cache_when_the_arena_is_full() {
+    let dir = TestDir::new("odd-and-long");
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("data")).unwrap();
+    let lens: Vec<usize> = (0..12).map(|at| 10_000_001 + at * 300_002).collect();
+    for (at, &len) in lens.iter().enumerate() {
+        std::fs::write(source.join(format!("data/{at:02}.bin")), noise(len, at as u64)).unwrap();
+    }
+    let metainfo = torrent(&source.join("data"), Kind::V1, 1 << 20);
+    let seed = Node::start(dir.path(), 1);
+    seed.seed(&metainfo, &source);
+    let mut leech = Node::start(dir.path(), 2);
+    let into = dir.path().join("into");
+    let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
+    leech.wait_complete(id);
+    let root = DirHandle::open(&into).unwrap();
+    let (mut cached, mut all) = (0, 0);
+    for (at, &len) in lens.iter().enumerate() {
+        let path = format!("data/{at:02}.bin");
+        let file = DataFile::open(&root, Path::new(&path), false, true).unwrap().file;
+        let windows = (0..len as u64 - (128 << 10)).step_by(128 << 10);
+        for from in windows.filter(|_| file.is_direct()) {
+            all += 1;
+            cached += usize::from(file.is_resident(from, 128 << 10));
+        }
+    }
+    // What is less than 64 KiB of a file in one run goes through it, and never fills a window.
+    assert_eq!(cached, 0, "of {all} windows");
+    assert_eq!(snapshot(&into), snapshot(&source));
+}
+
 #[test]
 fn what_is_removed_is_freed_if_it_is_ours_and_left_alone_if_it_is_not() {
     let dir = TestDir::new("remove");
