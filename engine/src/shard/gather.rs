@@ -95,6 +95,12 @@ impl Shard {
         // One that was removed in this very turn has nothing to write any more.
         let geometry = self.active.get(&listing).and_then(|active| active.geometry()).cloned();
         let Some(geometry) = geometry.filter(|_| !run.is_empty()) else { return };
+        let mut first = self.take_extent();
+        if first.is_none() && !self.disk.is_idle() && !self.is_stopping {
+            // What is on its way to the disk brings buffers back, and another turn.
+            self.askew.waiting.extend(run.into_iter().map(|stored| (listing, stored)));
+            return;
+        }
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for range in run.iter().flat_map(|stored| stored.ranges(&geometry)) {
             match ranges.last_mut() {
@@ -133,7 +139,7 @@ impl Shard {
                 for from in (low..high).step_by(EXTENT_LEN_BYTES) {
                     let to = high.min(from + EXTENT_LEN_BYTES as u64);
                     // Without a buffer to copy to it goes as it lies.
-                    match self.take_extent() {
+                    match first.take().or_else(|| self.take_extent()) {
                         Some(mut aligned) => {
                             let len = (to - from) as usize;
                             copy_run(&geometry, &run, from..to, &mut aligned[..len]);

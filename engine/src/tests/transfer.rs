@@ -125,7 +125,8 @@ fn files_of_odd_lengths_pass_the_page_cache_when_the_arena_is_full() {
     let metainfo = torrent(&source.join("data"), Kind::V1, 1 << 20);
     let seed = Node::start(dir.path(), 1);
     seed.seed(&metainfo, &source);
-    let mut leech = Node::start(dir.path(), 2);
+    let long = |config: &mut Config| config.arena_len_bytes = 48 << 20;
+    let mut leech = Node::start_on(dir.path(), 2, IoDriver::Auto, long);
     let into = dir.path().join("into");
     let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
     leech.wait_complete(id);
