@@ -332,3 +332,48 @@ fn zero_copy_buffers_outlive_their_report_but_not_their_connection() {
     }
     assert_eq!(arena.in_use(), 0);
 }
+
+/// The first outcome waits for a second one, and no longer than it is told to.
+#[test]
+fn outcomes_wait_for_others_as_long_as_they_may() {
+    let mut ring = Ring::new(8).unwrap();
+    if !ring.can_gather {
+        return; // before Linux 6.12 nothing waits
+    }
+    let wakers = [Waker::new().unwrap(), Waker::new().unwrap()];
+    let watch = |ring: &mut Ring| {
+        for (token, waker) in (0..).zip(&wakers) {
+            ring.start(token, Task::PollIn { fd: waker.shared_fd() });
+        }
+    };
+    let both_in = |ring: &mut Ring, patience: Duration| {
+        watch(ring);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                wakers[0].wake();
+                std::thread::sleep(Duration::from_millis(100));
+                wakers[1].wake();
+            });
+            ring.wait_gathering(None, patience).unwrap();
+        });
+        let first = std::iter::from_fn(|| ring.next_finished()).count();
+        (first..2).for_each(|_| drop(next(ring)));
+        for waker in &wakers {
+            waker.drain();
+            assert!(waker.take());
+        }
+        first
+    };
+    assert_eq!(both_in(&mut ring, Duration::ZERO), 1);
+    assert_eq!(both_in(&mut ring, Duration::from_secs(2)), 2);
+    // One alone is there when the patience is over; and nobody waits longer than to the deadline.
+    ring.start(7, Task::PollIn { fd: wakers[0].shared_fd() });
+    wakers[0].wake();
+    let begun = Instant::now();
+    ring.wait_gathering(None, Duration::from_millis(50)).unwrap();
+    assert_eq!(ring.next_finished().map(|finished| finished.token), Some(7));
+    ring.wait_gathering(Some(begun + Duration::from_millis(100)), Duration::from_secs(60)).unwrap();
+    assert!(ring.next_finished().is_none());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
