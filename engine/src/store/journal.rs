@@ -257,6 +257,26 @@ mod tests {
         }
     }
 
+    /// A listing that was added again, as after its folder was moved, and then removed: its first life came back with
+    /// the next start, and what had been deleted was believed to be there. A fuzzer found it, because a checkpoint
+    /// forgets first lives and a replay of the logs did not.
+    #[test]
+    fn an_earlier_life_does_not_come_back() {
+        let mut writer = JournalWriter::new(1, 0, 0);
+        let first = writer.added(KEY, 1 << 20, 64, true, "/first".into());
+        writer.have(first, [(0, 64)]);
+        let second = writer.added(KEY, 1 << 20, 64, true, "/second".into());
+        writer.have(second, [(0, 1)]);
+        writer.lost(first, [(0, 1)]);
+        writer.have(second, [(1, 1)]);
+        let before = writer.pending.clone();
+        let listing = &replay_one(&before).unwrap().listings[&KEY];
+        assert_eq!(&*listing.folder, std::path::Path::new("/second"));
+        assert_eq!(listing.have.count(), 2, "a late word about the first ends nothing");
+        writer.removed(second);
+        assert!(replay_one(&writer.take_pending().unwrap().1).unwrap().listings.is_empty());
+    }
+
     #[test]
     fn many_runs_are_cut_into_small_records() {
         let mut writer = JournalWriter::new(1, 0, 0);

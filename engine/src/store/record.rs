@@ -127,6 +127,21 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// Which listing it speaks of.
+    pub(super) fn slot(&self) -> Option<JournalSlot> {
+        match self {
+            Record::Added { slot, .. }
+            | Record::Intent { slot, .. }
+            | Record::Have { slot, .. }
+            | Record::Lost { slot, .. }
+            | Record::Removed { slot }
+            | Record::Stamped { slot, .. } => Some(*slot),
+            Record::CleanStop | Record::End { .. } => None,
+        }
+    }
+}
+
 /// Why a journal file is refused whole. A torn tail is no error.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum JournalError {

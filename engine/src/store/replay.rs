@@ -54,6 +54,10 @@ pub struct Recovered {
 #[derive(Debug, Default)]
 pub(super) struct Replay {
     listings: BTreeMap<JournalSlot, (ListingKey, RecoveredListing)>,
+    /// The slot of each listing's last life.
+    slots: BTreeMap<ListingKey, JournalSlot>,
+    /// Earlier lives of listings that were added again: whatever is still said of them counts for nothing.
+    superseded: BTreeSet<JournalSlot>,
     folders: BTreeSet<Arc<Path>>,
     next_slot: JournalSlot,
     /// What the `End` record of a checkpoint says: it is whole.
@@ -87,12 +91,16 @@ impl Replay {
 
     /// What is believed after all.
     pub fn finish(self) -> Recovered {
-        // In order of slots: of a listing that was added again the last life counts.
         Recovered { listings: self.listings.into_values().collect() }
     }
 
     /// Takes in one record; `None` when it contradicts what came before, which ends the replay.
     fn apply(&mut self, record: Record) -> Option<()> {
+        if record.slot().is_some_and(|slot| self.superseded.contains(&slot))
+            && !matches!(record, Record::Added { .. })
+        {
+            return Some(());
+        }
         match record {
             Record::Added { slot, key, total_len, piece_count, both_views, folder } => {
                 let folder = match self.folders.get(folder.as_path()) {
@@ -114,7 +122,15 @@ impl Replay {
                     suspect,
                     stamp: None,
                 };
-                self.listings.insert(slot, (key, listing));
+                if let Some((other, _)) = self.listings.insert(slot, (key, listing)) {
+                    self.slots.remove(&other);
+                }
+                // An earlier life that was kept would come back when this one is removed.
+                if let Some(earlier) = self.slots.insert(key, slot).filter(|&it| it != slot) {
+                    self.listings.remove(&earlier);
+                    self.superseded.insert(earlier);
+                }
+                self.superseded.remove(&slot);
                 self.next_slot = self.next_slot.max(slot.checked_add(1)?);
             }
             Record::Intent { slot, runs } | Record::Lost { slot, runs } => {
@@ -133,7 +149,8 @@ impl Replay {
                 }
             }
             Record::Removed { slot } => {
-                self.listings.remove(&slot)?;
+                let (key, _) = self.listings.remove(&slot)?;
+                self.slots.remove(&key);
             }
             Record::CleanStop => {
                 for (_, listing) in self.listings.values_mut() {
@@ -171,14 +188,7 @@ impl Replay {
             encode_record(record, generation, sequence, buffer);
             sequence += 1;
         };
-        let mut latest: BTreeMap<&ListingKey, JournalSlot> = BTreeMap::new();
-        for (&slot, (key, _)) in &self.listings {
-            latest.insert(key, slot);
-        }
         for (&slot, (key, listing)) in &self.listings {
-            if latest.get(key) != Some(&slot) {
-                continue; // an earlier life
-            }
             let RecoveredListing { total_len, piece_count, both_views, .. } = *listing;
             let (key, folder) = (*key, listing.folder.to_path_buf());
             let added = Record::Added { slot, key, total_len, piece_count, both_views, folder };
