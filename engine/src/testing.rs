@@ -121,10 +121,6 @@ impl Machine for ShardSet {
         self.shards.iter().filter_map(Machine::poll_timeout).min()
     }
 
-    fn take_patience(&mut self) -> Duration {
-        self.shards.iter_mut().map(Machine::take_patience).max().unwrap_or_default()
-    }
-
     fn handle_wake(&mut self, now: Instant) {
         self.shards.iter_mut().for_each(|shard| shard.handle_wake(now));
     }

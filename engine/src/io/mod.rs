@@ -331,11 +331,6 @@ pub trait Machine {
     fn poll(&mut self, ops: &mut Ops, now: Instant);
     /// When to call [`Machine::poll`] next if nothing completes.
     fn poll_timeout(&self) -> Option<Instant>;
-    /// How long the next completion may wait for others, now that this turn is over. For drivers that can make
-    /// it wait; the others need not ask.
-    fn take_patience(&mut self) -> Duration {
-        Duration::ZERO
-    }
     /// Takes commands from the handle's queue; the driver calls it when it was woken.
     fn handle_wake(&mut self, now: Instant);
     /// True when the machine has stopped and has nothing in flight: the driver leaves its loop.

@@ -182,7 +182,7 @@ impl UringDriver {
                     machine.poll_timeout().into_iter().chain(self.paused.values().copied()).min()
                 }
             };
-            self.ring.wait_gathering(deadline, machine.take_patience())?;
+            self.ring.wait(deadline)?;
             self.turn(machine);
         }
     }

@@ -59,7 +59,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ringseed_core::swarm::Burden;
 use ringseed_core::wire::{GatherList, ReceivePlan, WireId};
@@ -218,8 +218,6 @@ pub struct Shard {
     planning: BTreeSet<ListingId>,
     /// Listings whose requests wait for the arena.
     starving: BTreeSet<ListingId>,
-    /// This turn has received a part of a stream: more comes in a moment.
-    is_in_stream: bool,
     /// The one of them that had its turn last.
     starved_last: ListingId,
     /// When buffers that nobody fills were looked for last.
@@ -300,7 +298,6 @@ impl Shard {
             hashing: Hashing::default(),
             planning: BTreeSet::new(),
             starving: BTreeSet::new(),
-            is_in_stream: false,
             starved_last: ListingId(0),
             room_looked_at: now,
             has_lost_source: false,
@@ -480,13 +477,6 @@ impl Machine for Shard {
 
     fn poll_timeout(&self) -> Option<Instant> {
         self.timers.next_at()
-    }
-
-    fn take_patience(&mut self) -> Duration {
-        match std::mem::take(&mut self.is_in_stream) {
-            true => receive::PATIENCE,
-            false => Duration::ZERO,
-        }
     }
 
     fn handle_wake(&mut self, now: Instant) {

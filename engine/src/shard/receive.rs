@@ -1,7 +1,6 @@
 //! From the socket into the assembler: what the link predicts becomes one vectored receive.
 
 use std::io;
-use std::time::Duration;
 
 use ringseed_core::geometry::{BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, Kept, Landed, PlanSlot};
@@ -16,10 +15,6 @@ use crate::io::{Op, RECV_SLOTS_MAX, RecvBuf, RecvSlot};
 /// A receive of at least so many bytes that comes back full promises more: four blocks, which a peer sends in
 /// a burst when it has a stream to send.
 const STREAM_BYTES_MIN: usize = 64 << 10;
-
-/// How long the next part of a stream may wait for more. Who is faster than the network, or than the sender, is
-/// woken for every segment of 64 KiB otherwise: 100 us are a few hundred KiB at most, and less than a disk takes.
-pub(super) const PATIENCE: Duration = Duration::from_micros(100);
 
 /// What a receive in flight must remember: whose it is, and which extents it was lent.
 #[derive(Debug)]
@@ -171,7 +166,6 @@ impl Shard {
             Err(error) => return Err(CloseReason::Network(error)),
         };
         self.counters.received_bytes.add(len_bytes as u64);
-        self.is_in_stream |= len_bytes >= STREAM_BYTES_MIN / 2;
         let planned: usize = buf.slots.iter().map(RecvSlot::len_bytes).sum();
         let expected = conn.link.expects_bytes();
         let active = flight.listing.and_then(|listing| self.active.get_mut(&listing));

@@ -95,8 +95,6 @@ pub struct Ring {
     deadlines: BTreeSet<(Instant, u64)>,
     fixed: Option<Fixed>,
     accept_multishot: bool,
-    /// The kernel can let completions wait for others (Linux 6.12).
-    can_gather: bool,
     zero_copy: ZeroCopy,
     /// Sends that are reported and still read by the kernel, by the name of the slot they had.
     kept: HashMap<u64, Kept>,
@@ -108,9 +106,6 @@ struct Fixed {
     len_bytes: usize,
     _arena: Arena,
 }
-
-/// Outcomes after which nobody waits for others any more.
-const GATHERED_MAX: usize = 64;
 
 /// `user_data` of cancellations, whose own completion says nothing.
 const CANCEL_DATA: u64 = u64::MAX;
@@ -135,11 +130,9 @@ impl Ring {
     }
 
     fn over(ring: IoUring, mode: RingMode) -> Ring {
-        let can_gather = ring.params().is_feature_min_timeout();
         Ring {
             ring,
             mode,
-            can_gather,
             slots: Slots::default(),
             arrived: VecDeque::new(),
             ready: VecDeque::new(),
@@ -246,19 +239,6 @@ impl Ring {
     /// # Errors
     /// What `io_uring_enter(2)` says when the ring itself is broken.
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        self.wait_gathering(deadline, Duration::ZERO)
-    }
-
-    /// As [`Ring::wait`], but the first outcome waits as long as `patience` for others: where many come, one call
-    /// and one switch of the processor serve more of them. Before Linux 6.12 it does not wait.
-    ///
-    /// # Errors
-    /// As [`Ring::wait`].
-    pub fn wait_gathering(
-        &mut self,
-        deadline: Option<Instant>,
-        patience: Duration,
-    ) -> io::Result<()> {
         if !self.ready.is_empty() {
             self.enter(None)?;
         } else {
@@ -267,12 +247,6 @@ impl Ring {
             let wait = match until {
                 Some(until) => Wait::AtMost(until.saturating_duration_since(Instant::now())),
                 None => Wait::Forever,
-            };
-            let wait = match wait {
-                Wait::AtMost(duration) if duration <= patience => wait,
-                Wait::AtMost(_) | Wait::Forever if patience.is_zero() || !self.can_gather => wait,
-                Wait::AtMost(duration) => Wait::Gathering(Some(duration), patience),
-                _ => Wait::Gathering(None, patience),
             };
             self.enter(Some(wait))?;
         }
@@ -285,14 +259,6 @@ impl Ring {
         let submitter = self.ring.submitter();
         let result = match wait {
             None => submitter.submit(),
-            Some(Wait::Gathering(duration, patience)) => {
-                let spec = duration.map(Timespec::from);
-                let args = SubmitArgs::new().min_wait_usec(patience.as_micros() as u32);
-                match &spec {
-                    Some(spec) => submitter.submit_with_args(GATHERED_MAX, &args.timespec(spec)),
-                    None => submitter.submit_with_args(GATHERED_MAX, &args),
-                }
-            }
             Some(Wait::Forever) => submitter.submit_and_wait(1),
             Some(Wait::AtMost(duration)) => {
                 let spec = Timespec::from(duration);
@@ -542,8 +508,6 @@ impl Ring {
 enum Wait {
     Forever,
     AtMost(Duration),
-    /// For more than one outcome, while the patience lasts.
-    Gathering(Option<Duration>, Duration),
 }
 
 fn is_fixed(fixed: &Option<Fixed>, address: *mut u8, part: Part) -> bool {
