@@ -113,16 +113,15 @@ fn files_of_odd_lengths_arrive_whole_and_past_the_page_cache() {
 
 /// A run that lies askew is copied to where it is aligned. With an arena full of requests a sixth of all bytes once
 /// found no buffer to be copied to, and went through the page cache: what is copied lends its buffers to the rest.
-/// Where a shard gets no processor for long, a window may go that way all the same: but not each time.
+/// A window here and there still goes that way, more or fewer with what else the machine does.
 #[test]
 fn files_of_odd_lengths_pass_the_page_cache_when_the_arena_is_full() {
-    let tries: Vec<usize> =
-        (0..3).map(|_| windows_in_page_cache()).take_while(|&it| it > 0).collect();
-    assert!(tries.len() < 3, "{tries:?} windows went through the page cache");
+    let (cached, all) = windows_in_page_cache();
+    assert!(cached * 10 <= all, "{cached} of {all} windows went through the page cache");
 }
 
-/// Windows of 128 KiB of files of odd lengths that the page cache holds after they were fetched.
-fn windows_in_page_cache() -> usize {
+/// Windows of 128 KiB of files of odd lengths that the page cache holds after they were fetched, and all.
+fn windows_in_page_cache() -> (usize, usize) {
     let dir = TestDir::new("odd-and-long");
     let source = dir.path().join("source");
     std::fs::create_dir_all(source.join("data")).unwrap();
@@ -139,18 +138,19 @@ fn windows_in_page_cache() -> usize {
     let id = leech.fetch(&metainfo, &into, &[seed.addr()]);
     leech.wait_complete(id);
     let root = DirHandle::open(&into).unwrap();
-    let mut cached = 0;
+    let (mut cached, mut all) = (0, 0);
     for (at, &len) in lens.iter().enumerate() {
         let path = format!("data/{at:02}.bin");
         let file = DataFile::open(&root, Path::new(&path), false, true).unwrap().file;
         let windows = (0..len as u64 - (128 << 10)).step_by(128 << 10);
         for from in windows.filter(|_| file.is_direct()) {
+            all += 1;
             cached += usize::from(file.is_resident(from, 128 << 10));
         }
     }
     assert_eq!(snapshot(&into), snapshot(&source));
     // What is less than 64 KiB of a file in one run goes through it, and never fills a window.
-    cached
+    (cached, all)
 }
 
 #[test]
