@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::environment::{self, Fact};
+
 /// The machine, the kernel and how the benchmark was called.
 #[derive(Serialize)]
 pub struct Machine {
@@ -18,10 +20,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// What the CPU can do that matters here.
     pub cpu_flags: Vec<String>,
-    /// Frequency governor, where the system shows one.
-    pub governor: Option<String>,
-    /// Limits of locked memory and of open files, as `soft:hard`.
-    pub limits: Vec<String>,
+    /// Governor, mitigations, limits and the like.
+    pub environment: Vec<Fact>,
     /// Whether this is a virtual machine.
     pub is_virtual: bool,
     /// Device, file system and mount options of the scratch folder, where a workload has one.
@@ -67,18 +67,7 @@ impl Machine {
                 })
                 .map(str::to_owned)
                 .collect(),
-            governor: fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-                .ok()
-                .map(|text| text.trim().to_owned()),
-            limits: ["Max locked memory", "Max open files"]
-                .iter()
-                .filter_map(|key| {
-                    let limits = read("/proc/self/limits");
-                    let line = limits.lines().find_map(|line| line.strip_prefix(key))?.to_owned();
-                    let mut fields = line.split_whitespace();
-                    Some(format!("{key} {}:{}", fields.next()?, fields.next()?))
-                })
-                .collect(),
+            environment: environment::look(None),
             is_virtual: cpuinfo.contains(" hypervisor"),
             disk: None,
             stolen: None,
@@ -88,6 +77,7 @@ impl Machine {
 
     /// Notes what a folder, or the nearest above it that exists, is on.
     pub fn look_at_disk(&mut self, dir: &std::path::Path) {
+        self.environment = environment::look(Some(dir));
         let dir = std::path::absolute(dir).unwrap_or_default();
         let Some(dir) = dir.ancestors().find_map(|dir| dir.canonicalize().ok()) else { return };
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

@@ -5,15 +5,17 @@
 #![forbid(unsafe_code)]
 
 mod abci;
+mod environment;
 mod hash;
 mod machine;
 mod many;
+mod markdown;
 mod parse;
 mod recheck;
 mod report;
 mod swarm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -63,9 +65,20 @@ enum Workload {
     Disk(swarm::disk::Args),
     /// Every workload that moves data, one after the other.
     All(All),
+    /// The table of a README out of results that `--json` wrote.
+    Table(markdown::Options),
     /// A side of a transfer by our engine alone: how the workloads run themselves.
     #[command(hide = true)]
     Node(swarm::node::Options),
+    /// Ends what the benchmark started when that is gone: how the workloads run themselves.
+    #[command(hide = true)]
+    Guard,
+    /// Stops until it is continued, and becomes another program: how the workloads run themselves.
+    #[command(hide = true)]
+    Hold {
+        #[arg(required = true, last = true)]
+        program: Vec<std::ffi::OsString>,
+    },
     /// An end of a bare TCP connection: how the workloads run themselves.
     #[command(hide = true)]
     Pump {
@@ -118,13 +131,17 @@ const QUICK: [&str; 13] = [
     "fairness --size 64MiB --seconds 1 --idle 500 --slow 50 --slow-pieces 4MiB --parts equal,crowd,idle \
      --who ringseed,libtorrent",
     "fairness --size 64MiB --slow 50 --slow-pieces 1MiB --parts slow",
-    "shards --size 128MiB",
-    "memory --seconds 2",
+    "shards --size 1GiB",
+    "memory --seconds 2 --size 128MiB",
     "disk --size 128MiB",
 ];
 
-/// Runs all of them, each as its own command line says.
-fn all(options: &All) -> Report {
+/// What a shell says of a program that SIGINT ended.
+const INTERRUPTED_CODE: u8 = 130;
+
+/// Runs all of them, each as its own command line says. What there is so far is in `json` after each: hours
+/// are not lost with the last of them.
+fn all(options: &All, json: Option<&Path>) -> Report {
     let mut report = Report::new("all");
     let lines: &[&str] = if options.quick { &QUICK } else { &FULL };
     for line in lines {
@@ -143,6 +160,9 @@ fn all(options: &All) -> Report {
         eprintln!("ringseed-bench {line}");
         let cli = Cli::parse_from(words);
         report.absorb(run(&cli.workload));
+        if let Some(Err(error)) = json.map(|path| write(path, &report)) {
+            eprintln!("cannot write what there is so far: {error}");
+        }
     }
     report.machine.look_again();
     report
@@ -155,6 +175,12 @@ fn part(workload: &Workload) -> Option<ExitCode> {
         Workload::Pump { end, addr, file } => {
             swarm::peers::pump_end(end, *addr, file.as_deref()).map_err(|error| error.to_string())
         }
+        Workload::Table(options) => markdown::run(options),
+        Workload::Guard => {
+            swarm::guard::run(std::io::stdin().lock());
+            Ok(())
+        }
+        Workload::Hold { program } => Err(swarm::child::hold(program).to_string()),
         _ => return None,
     };
     Some(match result {
@@ -171,18 +197,33 @@ fn main() -> ExitCode {
     if let Some(code) = part(&cli.workload) {
         return code;
     }
-    let report = run(&cli.workload);
+    swarm::guard::start();
+    let report = match &cli.workload {
+        Workload::All(options) => all(options, cli.json.as_deref()),
+        workload => run(workload),
+    };
     print!("{}", report.to_text());
     if let Some(path) = &cli.json
-        && let Err(error) = std::fs::write(path, report.to_json())
+        && let Err(error) = write(path, &report)
     {
         eprintln!("cannot write {}: {error}", path.display());
         return ExitCode::from(4);
+    }
+    if report.is_interrupted {
+        return ExitCode::from(INTERRUPTED_CODE);
     }
     match report.all_met() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
+}
+
+/// Writes a result so that whoever ends us in the middle finds the one before.
+fn write(path: &Path, report: &Report) -> std::io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    std::fs::write(&part, report.to_json())?;
+    std::fs::rename(part, path)
 }
 
 fn run(workload: &Workload) -> Report {
@@ -201,8 +242,12 @@ fn run(workload: &Workload) -> Report {
         Workload::Shards(args) => swarm::shards::run(args),
         Workload::Memory(args) => swarm::memory::run(args),
         Workload::Disk(args) => swarm::disk::run(args),
-        Workload::All(options) => all(options),
-        Workload::Node(_) | Workload::Pump { .. } => unreachable!("handled above"),
+        Workload::All(options) => all(options, None),
+        Workload::Table(_)
+        | Workload::Node(_)
+        | Workload::Pump { .. }
+        | Workload::Guard
+        | Workload::Hold { .. } => unreachable!("handled above"),
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::swarm::arm::{self, Arm};
 use crate::swarm::table::Table;
 
 /// A run during which the host took more of the processors than this says little.
-const NOISY_SHARE: f64 = 0.05;
+pub const NOISY_SHARE: f64 = 0.05;
 
 /// One measured quantity: the median of several turns.
 #[derive(Clone, Serialize)]
@@ -59,8 +59,8 @@ impl Figure {
     }
 }
 
-/// A ratio that must reach a bound.
-#[derive(Serialize)]
+/// A ratio, or a quantity, that must reach a bound.
+#[derive(Clone, Serialize)]
 pub struct Bar {
     pub what: String,
     pub measured: f64,
@@ -69,17 +69,56 @@ pub struct Bar {
     /// Whether less is better.
     pub at_most: bool,
     pub met: bool,
+    /// What stands behind it, for a table of several results.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Behind>,
+}
+
+/// The quantities that a bar compares.
+#[derive(Clone, Debug, Serialize)]
+pub struct Behind {
+    /// What was measured, without who: bars that share it stand in one row.
+    pub topic: String,
+    /// Which of ours.
+    pub who: String,
+    pub unit: String,
+    pub ours: f64,
+    /// Whether the bound is one of the quotient of both.
+    pub is_ratio: bool,
+    /// The best of the others, and the same of it.
+    pub peer: Option<(String, f64)>,
 }
 
 impl Bar {
     pub fn at_least(what: &str, measured: f64, must: f64, stretch: Option<f64>) -> Bar {
         let met = measured >= must;
-        Bar { what: what.to_owned(), measured, must, stretch, at_most: false, met }
+        Bar { what: what.to_owned(), measured, must, stretch, at_most: false, met, behind: None }
     }
 
     pub fn at_most(what: &str, measured: f64, must: f64, stretch: Option<f64>) -> Bar {
         let met = measured <= must;
-        Bar { what: what.to_owned(), measured, must, stretch, at_most: true, met }
+        Bar { what: what.to_owned(), measured, must, stretch, at_most: true, met, behind: None }
+    }
+
+    /// Adds what it compares: `ours`, in `unit`, of one of ours, and the same of the best of others.
+    pub fn with(
+        self,
+        topic: &str,
+        who: &str,
+        unit: &str,
+        ours: f64,
+        peer: Option<(f64, &str)>,
+    ) -> Bar {
+        let peer = peer.map(|(value, name)| (name.to_owned(), value));
+        let behind = Behind {
+            topic: topic.to_owned(),
+            who: who.to_owned(),
+            unit: unit.to_owned(),
+            ours,
+            is_ratio: peer.is_some() && self.measured != ours,
+            peer,
+        };
+        Bar { behind: Some(behind), ..self }
     }
 
     fn verdict(&self) -> &'static str {
@@ -95,13 +134,32 @@ impl Bar {
     }
 }
 
+/// Somebody who took part, and how it was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contender {
+    pub who: String,
+    pub version: String,
+    /// What it makes sure of before it says that it is complete.
+    pub durability: String,
+    pub settings: String,
+}
+
+/// The form of the JSON; it changes when a reader would have to.
+const SCHEMA: &str = "ringseed-bench/1";
+
 /// The outcome of a workload.
 #[derive(Serialize)]
 pub struct Report {
+    pub schema: &'static str,
     pub workload: &'static str,
+    /// Somebody ended it before its end: what is here was measured before.
+    pub is_interrupted: bool,
     pub machine: Machine,
     /// What a reader must know to judge the figures.
     pub notes: Vec<String>,
+    /// Who took part, in workloads that compare programs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contenders: Vec<Contender>,
     pub figures: Vec<Figure>,
     /// Transfers, by what was moved and by whom.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -117,9 +175,12 @@ pub struct Report {
 impl Report {
     pub fn new(workload: &'static str) -> Report {
         Report {
+            schema: SCHEMA,
             workload,
+            is_interrupted: false,
             machine: Machine::look(),
             notes: Vec::new(),
+            contenders: Vec::new(),
             figures: Vec::new(),
             arms: Vec::new(),
             tables: Vec::new(),
@@ -135,19 +196,31 @@ impl Report {
         }
     }
 
+    /// Notes who takes part.
+    pub fn contend(&mut self, contender: Contender) {
+        if !self.contenders.iter().any(|known| known.who == contender.who) {
+            self.contenders.push(contender);
+        }
+    }
+
     /// Takes over what another workload found.
     pub fn absorb(&mut self, other: Report) {
         let of = |text: String| format!("{}: {text}", other.workload);
         self.notes.extend(
             other.notes.into_iter().filter(|note| !self.notes.contains(note)).collect::<Vec<_>>(),
         );
+        other.contenders.into_iter().for_each(|contender| self.contend(contender));
+        self.is_interrupted |= other.is_interrupted;
         self.figures.extend(other.figures);
         self.arms.extend(other.arms);
         self.tables.extend(other.tables);
         self.failures.extend(other.failures.into_iter().map(of));
         let named = other.bars.into_iter().map(|bar| Bar { what: of(bar.what), ..bar });
         self.bars.extend(named);
-        self.machine.disk = self.machine.disk.take().or(other.machine.disk);
+        if self.machine.disk.is_none() {
+            self.machine.disk = other.machine.disk;
+            self.machine.environment = other.machine.environment;
+        }
     }
 
     /// Whether every bar is met and nothing went wrong.
@@ -179,6 +252,9 @@ impl Report {
         }
         if let Some(stolen) = machine.stolen.filter(|share| *share > NOISY_SHARE) {
             line(&format!("NOISY: the host took {:.0} % of the processors", stolen * 100.0));
+        }
+        if self.is_interrupted {
+            line("INTERRUPTED: what follows was measured before");
         }
         for note in &self.notes {
             line(note);
@@ -233,8 +309,26 @@ impl Report {
                 bar.verdict()
             ));
         }
+        text.push_str(&settings_table(&self.contenders));
+        text.push_str("\nenvironment\n\n");
+        for fact in &self.machine.environment {
+            let _ = writeln!(text, "- {}: {}", fact.what, fact.value);
+        }
         text
     }
+}
+
+/// Versions and settings of all that took part, in Markdown; nothing without any.
+pub fn settings_table(contenders: &[Contender]) -> String {
+    let mut text = String::new();
+    if contenders.is_empty() {
+        return text;
+    }
+    text.push_str("\nsettings\n\n| who | version | durability | settings other than defaults |\n|---|---|---|---|\n");
+    for Contender { who, version, durability, settings } in contenders {
+        let _ = writeln!(text, "| {who} | {version} | {durability} | {settings} |");
+    }
+    text
 }
 
 #[cfg(test)]

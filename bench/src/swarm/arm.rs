@@ -31,6 +31,17 @@ pub struct Sample {
     pub more: BTreeMap<String, f64>,
 }
 
+/// What was counted in a run of its own that enters no other figure.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct CallsOfRun {
+    /// System calls per GiB of the leech, from its start.
+    pub received: Option<f64>,
+    /// Of the seed, while it served.
+    pub sent: Option<f64>,
+    /// Syncs of the leech until it was complete.
+    pub syncs: Option<f64>,
+}
+
 /// One contender in one shape.
 #[derive(Clone, Debug, Serialize)]
 pub struct Arm {
@@ -41,8 +52,10 @@ pub struct Arm {
     /// Command lines of the last run: a seed's, a leech's.
     pub commands: Vec<String>,
     pub samples: Vec<Sample>,
-    /// System calls per GiB in a run of its own: of the leech, of the seed.
-    pub calls: (Option<f64>, Option<f64>),
+    /// The run that went first and does not count; all that there is when somebody ended it early.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<Sample>,
+    pub calls: CallsOfRun,
     /// What went wrong, or differently.
     pub remarks: Vec<String>,
 }
@@ -56,7 +69,8 @@ impl Arm {
             settings: settings.to_owned(),
             commands: Vec::new(),
             samples: Vec::new(),
-            calls: (None, None),
+            warm_up: None,
+            calls: CallsOfRun::default(),
             remarks: Vec::new(),
         }
     }
@@ -79,7 +93,14 @@ impl Arm {
     }
 
     fn row(&self) -> String {
-        let mut row = format!("| {} {} ", self.who, self.version);
+        // Of one who was never measured the warm-up says more than nothing.
+        let of_warm_up = self.samples.is_empty().then_some(self.warm_up.as_ref()).flatten();
+        if let Some(sample) = of_warm_up {
+            let mut shown = Arm { samples: vec![sample.clone()], warm_up: None, ..self.clone() };
+            shown.remarks.insert(0, "the warm-up alone".to_owned());
+            return shown.row();
+        }
+        let mut row = format!("| {} {} | {} ", self.who, self.version, self.samples.len());
         let number = |value: Option<f64>, digits: usize| match value {
             Some(value) if value.is_finite() => format!("{value:.digits$}"),
             _ => String::new(),
@@ -89,9 +110,11 @@ impl Arm {
             rates.fold((f64::MAX, 0.0f64), |(low, high), rate| (low.min(rate), high.max(rate)));
         match self.rate() {
             Some(rate) => {
-                let _ = write!(row, "| {:.0} ({low:.0} to {high:.0}) ", rate / 1e6);
+                let rate = rate / 1e6;
+                let spread = (high - low) / rate * 100.0;
+                let _ = write!(row, "| {rate:.0} ({low:.0} to {high:.0}) | {spread:.0} % ");
             }
-            None => row.push_str("| none "),
+            None => row.push_str("| none | "),
         }
         let machine = self.median(|sample| sample.machine_per_gib.unwrap_or(f64::NAN));
         let mib = |of: fn(&Sample) -> u64| self.median(|sample| of(sample) as f64 / 1_048_576.0);
@@ -103,9 +126,10 @@ impl Arm {
             number(machine, 2),
             number(mib(|sample| sample.seed_rss_bytes), 0),
             number(mib(|sample| sample.leech_rss_bytes), 0),
-            number(self.calls.0, 0),
-            number(self.calls.1, 0),
-            self.remarks.first().cloned().unwrap_or_default(),
+            number(self.calls.received, 0),
+            number(self.calls.sent, 0),
+            number(self.calls.syncs, 0),
+            self.remarks.join("; "),
         ];
         for cell in cells {
             let _ = write!(row, "| {cell} ");
@@ -118,14 +142,17 @@ impl Arm {
 /// All contenders, a table for each thing that was done.
 pub fn table(arms: &[Arm]) -> String {
     let (mut text, mut what) = (String::new(), "");
+    if !arms.is_empty() {
+        text.push_str("\nMedians of so many turns; calls and syncs are of a run of their own.\n");
+    }
     for arm in arms {
         if arm.what != what {
             what = &arm.what;
             let _ = writeln!(text, "\n{what}\n");
             text.push_str(
-                "| who | MB/s (lowest to highest) | s | seed CPU s/GiB | leech CPU s/GiB | both | machine s/GiB \
-                 | seed MiB | leech MiB | leech calls/GiB | seed calls/GiB | |\n\
-                 |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+                "| who | turns | MB/s (lowest to highest) | spread | s | seed CPU s/GiB | leech CPU s/GiB | both \
+                 | machine s/GiB | seed MiB | leech MiB | leech calls/GiB | seed calls/GiB | leech syncs | |\n\
+                 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
             );
         }
         let _ = writeln!(text, "{}", arm.row());
@@ -162,7 +189,21 @@ pub mod tests {
         arm.samples = vec![sample(4.0, 1.0), sample(1.0, 3.0), sample(2.0, 2.0)];
         assert_eq!(arm.cpu(), Some(2.0));
         assert!(
-            table(&[arm]).contains("| 537 (268 to 1074) | 2.00 | 0.50 | 1.50 | 2.00 |  | 1 | 2 |")
+            table(&[arm]).contains(
+                "| 3 | 537 (268 to 1074) | 150 % | 2.00 | 0.50 | 1.50 | 2.00 |  | 1 | 2 |"
+            )
         );
+    }
+
+    /// Hours of warming up were shown as "none" when somebody ended them.
+    #[test]
+    fn a_warm_up_is_shown_where_there_is_nothing_else_and_counts_for_nothing() {
+        let mut arm = Arm::new("a file", "who", "1.0", "");
+        arm.warm_up = Some(sample(2.0, 1.0));
+        assert!(table(&[arm.clone()]).contains("| 1 | 537 (537 to 537) | 0 % | 2.00 |"));
+        assert!(table(&[arm.clone()]).contains("the warm-up alone"));
+        assert_eq!((arm.rate(), arm.cpu()), (None, None));
+        arm.samples.push(sample(1.0, 1.0));
+        assert!(!table(&[arm]).contains("warm-up"));
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group};
 
+use super::calls::{CallCount, Calls};
+use super::guard;
 use crate::machine::{self, TICKS_PER_SECOND};
 
 /// How often memory is looked at while a transfer runs.
@@ -38,6 +40,25 @@ pub fn is_interrupted() -> bool {
     });
     asked.load(Ordering::Relaxed)
 }
+
+/// Sleeps, unless somebody wants this program to end.
+///
+/// # Errors
+/// Somebody does.
+pub fn nap(time: Duration) -> Result<(), String> {
+    let until = Instant::now() + time;
+    while !is_interrupted() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
+    Err(INTERRUPTED.to_owned())
+}
+
+/// The error of whatever was going on when somebody ended it.
+pub const INTERRUPTED: &str = "interrupted";
 
 /// How a program says that it has come so far.
 #[derive(Clone, Debug)]
@@ -86,6 +107,7 @@ pub struct Program {
     command: String,
     begun: Instant,
     rss_peak_bytes: u64,
+    calls: Option<CallCount>,
 }
 
 impl Program {
@@ -93,12 +115,27 @@ impl Program {
     ///
     /// # Errors
     /// What the system says, with the program's name.
-    pub fn start(
-        mut command: Command,
+    pub fn start(command: Command, home: &Path, core: Option<usize>) -> Result<Program, String> {
+        Program::start_with(command, home, core, false)
+    }
+
+    /// The same, with its system calls counted from the first on if that is wanted; its time is then no figure.
+    ///
+    /// # Errors
+    /// Those of [`Program::start`].
+    pub fn start_with(
+        command: Command,
         home: &Path,
         core: Option<usize>,
+        counts_calls: bool,
     ) -> Result<Program, String> {
         let name = command.get_program().to_string_lossy().into_owned();
+        let text = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ");
+        let mut command = if counts_calls { held(&command) } else { command };
         fs::create_dir_all(home).map_err(|error| format!("{}: {error}", home.display()))?;
         command.env("HOME", home).env("TMPDIR", home).env("XDG_STATE_HOME", home.join("state"));
         for key in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"] {
@@ -106,11 +143,6 @@ impl Program {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0);
-        let text = std::iter::once(command.get_program())
-            .chain(command.get_args())
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
         let begun = Instant::now();
         // A child inherits the cores of the thread that makes it.
         let spawned = match core {
@@ -124,6 +156,8 @@ impl Program {
             }),
         };
         let mut child = spawned.map_err(|error| format!("{name}: {error}"))?;
+        guard::watch(Pid::from_child(&child));
+        let calls = counts_calls.then(|| release_counted(&child)).flatten();
         let shared = Arc::new(Shared { said: Mutex::default(), changed: Condvar::new() });
         let log = File::create(home.join("log")).map_err(|error| error.to_string())?;
         if let Some(out) = child.stdout.take() {
@@ -142,7 +176,7 @@ impl Program {
             ended.said().exit = Some((Instant::now(), is_good));
             ended.changed.notify_all();
         });
-        Ok(Program { child, shared, name, command: text, begun, rss_peak_bytes: 0 })
+        Ok(Program { child, shared, name, command: text, begun, rss_peak_bytes: 0, calls })
     }
 
     /// When it was started.
@@ -214,6 +248,16 @@ impl Program {
         self.rss_peak_bytes
     }
 
+    /// Counts its system calls from now on.
+    pub fn count_calls(&mut self) {
+        self.calls = CallCount::attach(self.pid());
+    }
+
+    /// What was counted, if it was.
+    pub fn calls(&mut self) -> Option<Calls> {
+        self.calls.take().and_then(CallCount::end)
+    }
+
     /// Asks it to end, and waits a little so that it can say what it has counted.
     pub fn interrupt(&mut self) {
         let _ = kill_process(Pid::from_child(&self.child), Signal::INT);
@@ -251,9 +295,50 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let group = Pid::from_child(&self.child);
+        let _ = kill_process_group(group, Signal::KILL);
         let _ = self.child.wait();
+        guard::forget(group);
     }
+}
+
+/// The same command behind [`hold`].
+fn held(command: &Command) -> Command {
+    let mut held = Command::new(std::env::current_exe().unwrap_or_default());
+    held.arg("hold").arg("--").arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => held.env(key, value),
+            None => held.env_remove(key),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        held.current_dir(folder);
+    }
+    held
+}
+
+/// Stops this process until somebody continues it, and becomes another program: so that calls are counted from
+/// its first on.
+pub fn hold(program: &[std::ffi::OsString]) -> std::io::Error {
+    let _ = kill_process(rustix::process::getpid(), Signal::STOP);
+    Command::new(&program[0]).args(&program[1..]).exec()
+}
+
+/// Counts the calls of a process that is held, and lets it go.
+fn release_counted(child: &Child) -> Option<CallCount> {
+    let stat = format!("/proc/{}/stat", child.id());
+    let is_stopped = || {
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    };
+    let begun = Instant::now();
+    while !is_stopped() && begun.elapsed() < LAST_WORDS {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let counted = CallCount::attach(child.id());
+    let _ = kill_process(Pid::from_child(child), Signal::CONT);
+    counted
 }
 
 /// Waits until each of `who` gave its sign; when each did. The memory of these and of `others` is watched.
@@ -270,7 +355,7 @@ pub fn wait_all(
     let mut when: Vec<Option<Instant>> = vec![None; who.len()];
     loop {
         if is_interrupted() {
-            return Err("interrupted".to_owned());
+            return Err(INTERRUPTED.to_owned());
         }
         for ((program, sign), when) in who.iter_mut().zip(signs).zip(&mut when) {
             if when.is_none() {

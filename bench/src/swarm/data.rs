@@ -11,6 +11,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_engine::offline::{self, CreateOptions};
 use sha2::{Digest as _, Sha256};
 
+use super::child::is_interrupted;
 use crate::hash::noise;
 
 /// Noise is made, read and hashed in steps of this, in bytes.
@@ -220,6 +221,9 @@ fn write_noise(path: &Path, len_bytes: u64, seed: u64) -> io::Result<[u8; 32]> {
         if left == 0 {
             break;
         }
+        if is_interrupted() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let chunk = noise(left.min(STEP as u64) as usize, seed.wrapping_mul(0x9e37) ^ (step << 40));
         sha256.update(&chunk);
         file.write_all(&chunk)?;
@@ -236,6 +240,9 @@ fn digest(path: &Path) -> io::Result<(u64, [u8; 32])> {
         let count = file.read(&mut buf)?;
         if count == 0 {
             return Ok((len_bytes, sha256.finalize().into()));
+        }
+        if is_interrupted() {
+            return Err(io::ErrorKind::Interrupted.into());
         }
         sha256.update(&buf[..count]);
         len_bytes += count as u64;

@@ -1,10 +1,10 @@
 //! Workload `disk`: the drivers of our engine side by side in one transfer, with syncs and without.
 
-use ringseed_core::geometry::Kind;
+use std::path::{Path, PathBuf};
 
-use super::data::{Plan, size_text};
+use super::data::{Payload, Plan, size_text};
 use super::peers::{Engine, Peer, Release};
-use super::seedleech::SIZE;
+use super::seedleech::{SIZE, kind_of};
 use super::turns::Shape;
 use super::{Bench, Options};
 use crate::report::Report;
@@ -14,28 +14,45 @@ use crate::report::Report;
 pub struct Args {
     #[command(flatten)]
     pub common: Options,
+    /// Views of the torrents.
+    #[arg(long, value_delimiter = ',', default_values = ["v1", "v2"], value_parser = ["v1", "v2", "hybrid"])]
+    pub kinds: Vec<String>,
     /// The caches are dropped before each run.
     #[arg(long)]
     pub cold: bool,
+    /// A program with the drivers that are not built by default; `../drivers/release/ringseed` beside this
+    /// benchmark otherwise.
+    #[arg(long)]
+    pub drivers: Option<PathBuf>,
 }
 
-/// Drivers that there may be, and how one gets a program that has them.
-const DRIVERS: [&str; 4] = ["uring", "epoll", "glommio", "tokio-uring"];
+/// Drivers of the default build, and of one with features.
+const BUILT_IN: [&str; 2] = ["uring", "epoll"];
+const EXTRA: [&str; 2] = ["glommio", "tokio-uring"];
 
 /// Runs the workload.
 pub fn run(args: &Args) -> Report {
     let mut bench = Bench::new("disk", &args.common);
     let program = args.common.program();
-    let help = std::process::Command::new(&program).args(["get", "--help"]).output();
-    let help = help.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let help = help.unwrap_or_default();
+    let extra = args.drivers.clone().unwrap_or_else(|| {
+        // Beside `target/release`, so that the default build stays what it is.
+        let mut path = std::env::current_exe().unwrap_or_default();
+        path.pop();
+        path.pop();
+        path.join("drivers/release/ringseed")
+    });
     let mut who: Vec<Box<dyn Peer>> = Vec::new();
-    for driver in DRIVERS {
-        if has_driver(&help, driver) {
-            who.push(Box::new(Release { driver, ..Release::new(program.clone()) }));
-        } else {
-            let text = format!("{} was built without the driver {driver}", program.display());
-            bench.report.notes.push(text);
+    for driver in BUILT_IN.into_iter().chain(EXTRA) {
+        let is_extra = EXTRA.contains(&driver);
+        // A default build that was made with the features has them as well.
+        let found = [&program, &extra].into_iter().find(|path| has_driver(&help_of(path), driver));
+        match found {
+            Some(path) => who.push(Box::new(Release { driver, ..Release::new(path.clone()) })),
+            None if is_extra => bench.report.notes.push(format!(
+                "no program with the driver {driver}: cargo build --release --features \
+                 {driver} --target-dir target/drivers (and --drivers PATH where that is elsewhere)"
+            )),
+            None => bench.report.fail(format!("{} has no driver {driver}", program.display())),
         }
     }
     who.push(Box::new(Engine {
@@ -52,12 +69,25 @@ pub fn run(args: &Args) -> Report {
     bench.who.retain(|peer| args.common.wants(&peer.name()));
     let (size, piece) = (args.common.size.unwrap_or(SIZE), args.common.piece);
     let plans = [Plan::file("payload.bin", size)];
-    if let Some(payload) = bench.payload(Kind::V1, piece, &plans, &args.common, 1) {
-        let what = format!("{} v1, pieces of {}", size_text(size), size_text(piece));
+    let mut payload: Option<Payload> = None;
+    for name in &args.kinds {
+        let kind = kind_of(name);
+        let made = match payload.take() {
+            None => bench.payload(kind, piece, &plans, &args.common, 1),
+            Some(found) => found.of_kind(kind, piece, &plans).ok(),
+        };
+        let Some(made) = made else { break };
+        let what = format!("{} {name}, pieces of {}", size_text(size), size_text(piece));
         let shape = Shape { is_cold: args.cold, ..Shape::PAIR };
-        bench.compare(&what, &payload, shape);
+        bench.compare(&what, &made, shape);
+        payload = Some(made);
     }
     bench.finish()
+}
+
+fn help_of(program: &Path) -> String {
+    let help = std::process::Command::new(program).args(["get", "--help"]).output();
+    help.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 /// Whether the help of `--io-driver` lists it among the values.
@@ -75,7 +105,8 @@ mod tests {
     fn the_help_says_which_drivers_there_are() {
         let help = "--io-driver <DRIVER>  What does the I/O: io_uring, glommio, or any [default: auto] \
                     [possible values: auto, uring, epoll]\n --other <X> [possible values: tokio-uring]";
-        let found = DRIVERS.map(|driver| has_driver(help, driver));
+        let found =
+            ["uring", "epoll", "glommio", "tokio-uring"].map(|driver| has_driver(help, driver));
         assert_eq!(found, [true, true, false, false]);
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 
+use super::child::{is_interrupted, nap};
 use super::data::{Payload, Plan, size_text};
 use super::peers::{Engine, Peer};
 use super::serve::Serving;
@@ -50,6 +51,9 @@ const CROWD: u32 = 10;
 const IN_FLIGHT: usize = 64;
 /// Idle peers that come in at a time, so that a queue of new connections does not overflow.
 const IDLE_AT_A_TIME: u32 = 50;
+
+/// Descriptors of a process beside those of its idle peers: the first of them, streams, files, pipes.
+const SPARE_FILES: u32 = 200;
 
 /// Room for the crowd of idle ones, which the command line does not offer.
 const ROOMY: Engine = Engine {
@@ -108,6 +112,7 @@ fn equal(bench: &mut Bench, args: &Args, payload: &Payload, has_crowd: bool) {
         eprintln!("fairness: {title}: {}", peer.name());
         let shares = match shares(bench, &**peer, payload, args.seconds, has_crowd) {
             Ok(shares) => shares,
+            Err(_) if is_interrupted() => break,
             Err(error) => {
                 let error = error.lines().next().unwrap_or_default();
                 let text = format!("{title}, {}: {error}", peer.name());
@@ -126,12 +131,17 @@ fn equal(bench: &mut Bench, args: &Args, payload: &Payload, has_crowd: bool) {
         let row = [all / 1e6, least / 1e6, most / 1e6, fairness, shares[0] / others];
         table.row(&format!("{} {}", peer.name(), peer.version()), &row);
         if peer.name() == "ringseed" {
-            bench.report.bars.push(match has_crowd {
-                false => Bar::at_least("8 leeches alike: Jain's index", fairness, 0.98, None),
-                true => {
-                    Bar::at_most("10 x the connections: share over the others'", row[4], 1.2, None)
+            let (what, value, bar) = match has_crowd {
+                false => {
+                    let what = "8 leeches alike: Jain's index";
+                    (what, fairness, Bar::at_least(what, fairness, 0.98, None))
                 }
-            });
+                true => {
+                    let what = "10 x the connections: share over the others'";
+                    (what, row[4], Bar::at_most(what, row[4], 1.2, None))
+                }
+            };
+            bench.report.bars.push(bar.with(what, "ringseed", "", value, None));
         }
     }
     bench.who = who;
@@ -181,14 +191,14 @@ fn shares(
                 });
             }
         }
-        std::thread::sleep(settle);
+        nap(settle)?;
         let read = || counted.iter().map(|one| one.load(Ordering::Relaxed)).collect::<Vec<u64>>();
         let (before, begun) = (read(), Instant::now());
-        std::thread::sleep(time);
+        nap(time)?;
         let (after, taken) = (read(), begun.elapsed().as_secs_f64());
         let took = before.iter().zip(&after).map(|(then, now)| (now - then) as f64 / taken);
-        took.collect::<Vec<f64>>()
-    });
+        Ok::<Vec<f64>, String>(took.collect())
+    })?;
     let refused = failed.load(Ordering::Relaxed);
     // Refusing the crowd is a way to be fair; refusing one who came alone is none.
     if took.contains(&0.0) {
@@ -199,12 +209,17 @@ fn shares(
 
 /// Thousands that sent a bitfield and a `have` and then nothing: memory, and the speed of another torrent.
 fn idle(bench: &mut Bench, args: &Args, payload: &Payload) -> Result<(), String> {
-    let wanted = u64::from(args.idle) + 200;
-    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
-    if limit.maximum.is_some_and(|most| most < wanted) {
-        return Err(format!("{wanted} open files are not allowed: ulimit -n"));
+    let allowed = idle_allowed(args.idle);
+    if allowed < args.idle {
+        bench.report.fail(format!(
+            "{} idle peers need {} open files in each process, and the hard limit allows {allowed} of them: \
+             ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile= of docker",
+            args.idle,
+            args.idle + SPARE_FILES
+        ));
+    }
+    if allowed <= IDLE_AT_A_TIME {
+        return Err("that is too few to say anything".to_owned());
     }
     let seed = Serving::start(bench, &ROOMY, payload)?;
     let read = |at: usize| {
@@ -218,13 +233,13 @@ fn idle(bench: &mut Bench, args: &Args, payload: &Payload) -> Result<(), String>
     let _ = stream(seed.addr, &streamed, 2)?;
     let alone = stream(seed.addr, &streamed, seconds)?;
     let before = seed.program.rss_bytes() as f64;
-    waiting.extend(connect_idle(seed.addr, &idled, IDLE_AT_A_TIME..args.idle + IDLE_AT_A_TIME)?);
+    waiting.extend(connect_idle(seed.addr, &idled, IDLE_AT_A_TIME..allowed + IDLE_AT_A_TIME)?);
     std::thread::sleep(Duration::from_secs(1));
     let resident = seed.program.rss_bytes() as f64;
     let beside = stream(seed.addr, &streamed, seconds)?;
     let still = waiting.iter().filter(|wire| wire.is_open()).count();
-    let each = (resident - before) / f64::from(args.idle);
-    let title = format!("{} idle peers of one torrent, another streams", args.idle);
+    let each = (resident - before) / f64::from(allowed);
+    let title = format!("{allowed} idle peers of one torrent, another streams");
     let columns = ["stream alone, MB/s", "beside them", "memory of each, bytes", "still connected"];
     let mut table = Table::new(&title, &columns);
     table.row(ROOMY.name, &[alone / 1e6, beside / 1e6, each, still as f64]);
@@ -237,10 +252,30 @@ fn idle(bench: &mut Bench, args: &Args, payload: &Payload) -> Result<(), String>
         ));
     }
     let what = "memory of an idle peer, bytes";
-    bench.report.bars.push(Bar::at_most(what, each, 4096.0, None));
+    let bar = Bar::at_most(what, each, 4096.0, None);
+    let topic = format!("{allowed} idle peers: memory of each, bytes");
+    bench.report.bars.push(bar.with(&topic, "ringseed", "bytes", each, None));
     let what = "stream beside idle peers, share of its speed alone";
-    bench.report.bars.push(Bar::at_least(what, beside / alone, 0.9, None));
+    let bar = Bar::at_least(what, beside / alone, 0.9, None);
+    let topic = format!("{allowed} idle peers: stream beside them, share of its speed alone");
+    let peer = Some((alone / 1e6, "ours, alone"));
+    bench.report.bars.push(bar.with(&topic, "ringseed", "MB/s", beside / 1e6, peer));
     Ok(())
+}
+
+/// Raises the limit of open files as far as it goes, also for the programs that are started from now on; how
+/// many of so many idle peers fit into it.
+fn idle_allowed(wanted: u32) -> u32 {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    idle_within(wanted, limit.current)
+}
+
+fn idle_within(wanted: u32, files: Option<u64>) -> u32 {
+    let files = files.map_or(u32::MAX, |files| u32::try_from(files).unwrap_or(u32::MAX));
+    wanted.min(files.saturating_sub(SPARE_FILES))
 }
 
 fn connect_idle(
@@ -277,9 +312,9 @@ pub fn stream(addr: SocketAddr, torrent: &Metainfo, seconds: u64) -> Result<f64,
             let blocks = blocks_from(torrent.info().geometry(), 0);
             drain(&mut wire, blocks, 256, None, until, counted)
         });
-        std::thread::sleep(Duration::from_millis(500));
+        nap(Duration::from_millis(500))?;
         let (before, begun) = (counted.load(Ordering::Relaxed), Instant::now());
-        std::thread::sleep(Duration::from_secs(seconds));
+        nap(Duration::from_secs(seconds))?;
         let taken = counted.load(Ordering::Relaxed) - before;
         let rate = taken as f64 / begun.elapsed().as_secs_f64();
         let drained = drained.join().expect("it does not panic");
@@ -291,4 +326,17 @@ pub fn stream(addr: SocketAddr, torrent: &Metainfo, seconds: u64) -> Result<f64,
 /// How it stands in a table.
 pub fn piece_text(piece: u64) -> String {
     format!("pieces of {}", size_text(piece))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_idle_peers_as_files_allow() {
+        assert_eq!(idle_within(5_000, Some(20_000)), 5_000);
+        assert_eq!(idle_within(5_000, Some(4_096)), 3_896);
+        assert_eq!(idle_within(5_000, Some(100)), 0);
+        assert_eq!(idle_within(5_000, None), 5_000);
+    }
 }

@@ -2,12 +2,12 @@
 
 use ringseed_core::geometry::Kind;
 
-use super::arm::Arm;
+use super::arm::{Arm, Sample};
+use super::bars::{Judge, Quantity};
 use super::data::{Plan, size_text};
-use super::seedleech::{best, is_ours};
-use super::turns::Shape;
+use super::turns::{LARGEST_SOURCE, Shape};
 use super::{Bench, Options};
-use crate::report::{Bar, Report};
+use crate::report::Report;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -26,8 +26,10 @@ const SIZE: u64 = 1 << 30;
 pub fn out(args: &Args) -> Report {
     let mut bench = Bench::new("fanout", &args.common);
     let shape = Shape { leeches: usize::from(args.many), ..Shape::PAIR };
-    if let Some(arms) = compare(&mut bench, args, shape) {
-        bars(&mut bench.report, &arms, 3.0, 4.0);
+    if let Some((what, arms)) = compare(&mut bench, args, shape) {
+        let topic = format!("1 seed, {} leeches together, {what}", args.many);
+        let mut judge = Judge { report: &mut bench.report, arms: &arms, topic: &topic };
+        judge.times_best(Quantity::RATE, 3.0, Some(4.0));
     }
     bench.finish()
 }
@@ -36,34 +38,28 @@ pub fn out(args: &Args) -> Report {
 pub fn r#in(args: &Args) -> Report {
     let mut bench = Bench::new("fanin", &args.common);
     let shape = Shape { seeds: usize::from(args.many), ..Shape::PAIR };
-    if let Some(arms) = compare(&mut bench, args, shape) {
-        bars(&mut bench.report, &arms, 2.0, 3.0);
-        for ours in arms.iter().filter(|arm| is_ours(arm)) {
-            let share = ours.median(|sample| {
-                sample.more.get(super::turns::LARGEST_SOURCE).copied().unwrap_or(f64::NAN)
-            });
-            if let Some(share) = share.filter(|share| share.is_finite()) {
-                let what = format!("{}: largest source over the mean", ours.who);
-                bench.report.bars.push(Bar::at_most(&what, share, 1.2, None));
-            }
-        }
+    if let Some((what, arms)) = compare(&mut bench, args, shape) {
+        let topic = format!("{} seeds, 1 leech, {what}", args.many);
+        let mut judge = Judge { report: &mut bench.report, arms: &arms, topic: &topic };
+        judge.times_best(Quantity::RATE, 2.0, Some(3.0));
+        let largest = Quantity {
+            name: "largest source over the mean",
+            of: |arm| {
+                let of = |sample: &Sample| sample.more.get(LARGEST_SOURCE).copied();
+                arm.median(|sample| of(sample).unwrap_or(f64::NAN))
+            },
+            is_cost: true,
+        };
+        judge.bound(largest, 1.2, None);
     }
     bench.finish()
 }
 
-fn compare(bench: &mut Bench, args: &Args, shape: Shape) -> Option<Vec<Arm>> {
+fn compare(bench: &mut Bench, args: &Args, shape: Shape) -> Option<(String, Vec<Arm>)> {
     let (size, piece) = (args.common.size.unwrap_or(SIZE), args.common.piece);
     let plans = [Plan::file("payload.bin", size)];
     let payload = bench.payload(Kind::V1, piece, &plans, &args.common, shape.leeches)?;
     let what = format!("{} v1, pieces of {}", size_text(size), size_text(piece));
-    Some(bench.compare(&what, &payload, shape))
-}
-
-fn bars(report: &mut Report, arms: &[Arm], must: f64, stretch: f64) {
-    let Some((peer, who)) = best(arms, Arm::rate, false) else { return };
-    for ours in arms.iter().filter(|arm| is_ours(arm)) {
-        let Some(rate) = ours.rate() else { continue };
-        let what = format!("{}: all together, times {who}", ours.who);
-        report.bars.push(Bar::at_least(&what, rate / peer, must, Some(stretch)));
-    }
+    let arms = bench.compare(&what, &payload, shape);
+    Some((what, arms))
 }

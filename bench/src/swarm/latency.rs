@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 
+use super::child::is_interrupted;
 use super::data::{Payload, Plan, size_text};
 use super::peers::Peer;
 use super::serve::{Serving, lift_priority};
@@ -68,9 +69,13 @@ pub fn run(args: &Args) -> Report {
     for round in 0..bench.runner.turns {
         for place in 0..who.len() {
             let at = (place + round) % who.len();
+            if is_interrupted() {
+                continue;
+            }
             eprintln!("latency: round {} of {}: {}", round + 1, bench.runner.turns, who[at].name());
             match turn(&bench, who[at], &payload, args.seconds) {
                 Ok(turn) => turns[at].push(turn),
+                Err(_) if is_interrupted() => {}
                 Err(error) => {
                     let text =
                         format!("{}: {}", who[at].name(), error.lines().next().unwrap_or_default());
@@ -96,7 +101,10 @@ pub fn run(args: &Args) -> Report {
         table.row(&format!("{} {}", peer.name(), peer.version()), &row);
         if peer.name() == "ringseed" {
             let what = "p99 beside a stream, ms above that at rest";
-            bench.report.bars.push(Bar::at_most(what, busy - rest, 2.0, None));
+            let more = busy - rest;
+            let bar = Bar::at_most(what, more, 2.0, None);
+            let topic = "a block beside a stream: p99 above that at rest, ms";
+            bench.report.bars.push(bar.with(topic, "ringseed", "ms", more, None));
         }
     }
     bench.report.tables.push(table);

@@ -1,5 +1,5 @@
 //! Workload `memory`: a seed that serves parts of a torrent of a tebibyte, a sparse file of zeros that it is told
-//! to be whole.
+//! to be whole; and a leech of more random content than the machine has memory for.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,12 +8,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 use sha1::Digest as _;
 
-use super::child::{Program, Sign, free_port};
-use super::data::{parse_size, size_text};
+use super::bars::{Judge, Quantity};
+use super::child::{Program, Sign, free_port, is_interrupted};
+use super::data::{Plan, free_bytes, parse_size, size_text};
 use super::table::Table;
+use super::turns::Shape;
 use super::wire::{Wire, blocks_from, drain};
 use super::{Bench, Options};
 use crate::report::{Bar, Report};
@@ -26,27 +29,74 @@ pub struct Args {
     /// Length of the sparse file, which takes no room.
     #[arg(long, default_value = "1024GiB", value_parser = parse_size)]
     pub sparse: u64,
+    /// Parts to run.
+    #[arg(long, value_delimiter = ',', default_values = PARTS, value_parser = PARTS)]
+    pub parts: Vec<String>,
     /// Seconds of serving.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
 }
 
+const PARTS: [&str; 2] = ["seed", "leech"];
+/// Length of what a leech fetches by default, bytes.
+const SIZE: u64 = 32 << 30;
+/// Room that is left to everybody else on the disk, bytes.
+const ROOM_TO_KEEP: u64 = 4 << 30;
 /// Length of a piece, bytes: 65,536 pieces of a tebibyte.
 const PIECE_LEN: u64 = 16 << 20;
 /// Peers that take parts far from each other.
 const PEERS: u32 = 8;
 /// What an engine may hold beyond its buffers of 64 MiB, in MiB.
 pub const BEYOND_ARENA_MIB: f64 = 64.0;
+/// How that stands behind a quantity.
+pub const BEYOND_ARENA: &str = " beyond the buffers of 64 MiB";
 /// Those buffers, in MiB: the default of the engine.
 pub const ARENA_MIB: f64 = (ringseed_engine::ARENA_LEN_BYTES_DEFAULT >> 20) as f64;
 
 /// Runs the workload.
 pub fn run(args: &Args) -> Report {
     let mut bench = Bench::new("memory", &args.common);
-    if let Err(error) = measure(&mut bench, args) {
+    let is_wanted = |part: &str| args.parts.iter().any(|wanted| wanted == part);
+    if is_wanted("seed")
+        && let Err(error) = measure(&mut bench, args)
+    {
         bench.report.fail(error);
     }
+    if is_wanted("leech") {
+        leech(&mut bench, args);
+    }
     bench.finish()
+}
+
+/// One leech, one seed, and as much content as the disk has room for twice; by default ourselves alone, whom
+/// `seedleech` compares with others.
+fn leech(bench: &mut Bench, args: &Args) {
+    bench.who.retain(|peer| !args.common.who.is_empty() || peer.name().starts_with("ringseed"));
+    let wanted = args.common.size.unwrap_or(SIZE);
+    let _ = fs::create_dir_all(&bench.runner.dir);
+    let room = free_bytes(&bench.runner.dir).saturating_sub(ROOM_TO_KEEP) / 2;
+    let size = wanted.min(room) / args.common.piece * args.common.piece;
+    if size < wanted {
+        bench.report.notes.push(format!(
+            "the disk has room for {} and a copy, {} were wanted",
+            size_text(size),
+            size_text(wanted)
+        ));
+    }
+    // Memory is the same in every turn, and turns are long.
+    bench.runner.turns = bench.runner.turns.min(1);
+    bench.runner.warms_up = false;
+    bench.runner.calls_hindrance = Some("this workload looks at memory alone".to_owned());
+    let plans = [Plan::file("payload.bin", size)];
+    let piece = args.common.piece;
+    let Some(payload) = bench.payload(Kind::V1, piece, &plans, &args.common, 1) else { return };
+    let what = format!("{} v1, pieces of {}", size_text(size), size_text(piece));
+    let arms = bench.compare(&what, &payload, Shape::PAIR);
+    let mut judge =
+        Judge { report: &mut bench.report, arms: &arms, topic: &format!("memory, {what}") };
+    for quantity in [Quantity::LEECH_MIB, Quantity::SEED_MIB] {
+        judge.bound_beyond(quantity, ARENA_MIB, BEYOND_ARENA, BEYOND_ARENA_MIB, None);
+    }
 }
 
 fn measure(bench: &mut Bench, args: &Args) -> Result<(), String> {
@@ -77,7 +127,7 @@ fn measure(bench: &mut Bench, args: &Args) -> Result<(), String> {
                 })
             })
             .collect();
-        while Instant::now() < until {
+        while Instant::now() < until && !is_interrupted() {
             seed.look();
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -96,7 +146,11 @@ fn measure(bench: &mut Bench, args: &Args) -> Result<(), String> {
     table.row("ringseed", &[peak, bytes as f64 / 1e6 / args.seconds as f64]);
     bench.report.tables.push(table);
     let what = "a tebibyte's seed, MiB beyond the buffers";
-    bench.report.bars.push(Bar::at_most(what, peak - ARENA_MIB, BEYOND_ARENA_MIB, None));
+    let beyond = peak - ARENA_MIB;
+    let bar = Bar::at_most(what, beyond, BEYOND_ARENA_MIB, None);
+    let topic =
+        format!("serving parts of {} sparse: MiB, seed{BEYOND_ARENA}", size_text(args.sparse));
+    bench.report.bars.push(bar.with(&topic, "ringseed", "MiB, seed", beyond, None));
     Ok(())
 }
 

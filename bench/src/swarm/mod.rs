@@ -2,11 +2,14 @@
 //! and a bare TCP connection as the roof.
 
 pub mod arm;
+mod bars;
+mod calls;
 pub mod child;
 pub mod data;
 pub mod disk;
 pub mod fairness;
 pub mod fan;
+pub mod guard;
 mod http;
 pub mod latency;
 pub mod memory;
@@ -57,7 +60,7 @@ pub struct Options {
     /// Who needs longer than so many seconds for a run makes one only.
     #[arg(long, default_value_t = 60)]
     pub patience: u64,
-    /// No run to warm up, and no counting of system calls.
+    /// No run to warm up.
     #[arg(long)]
     pub quick: bool,
 }
@@ -102,6 +105,7 @@ impl Bench {
         report.notes.extend(found.missing);
         who.extend(found.peers);
         who.retain(|peer| options.wants(&peer.name()));
+        who.iter().for_each(|peer| report.contend(peers::contender(&**peer)));
         let others = Others::look();
         report.notes.push(others.note());
         let runner = Runner {
@@ -111,7 +115,7 @@ impl Bench {
             others,
             patience: Duration::from_secs(options.patience),
             warms_up: !options.quick,
-            counts_calls: !options.quick,
+            calls_hindrance: calls::hindrance(),
         };
         Bench { runner, report, who }
     }
@@ -153,7 +157,8 @@ impl Bench {
     pub fn finish(mut self) -> Report {
         turns::clear(&self.runner.dir);
         if child::is_interrupted() {
-            self.report.fail("interrupted".to_owned());
+            self.report.is_interrupted = true;
+            self.report.fail(child::INTERRUPTED.to_owned());
         }
         self.report.machine.look_again();
         self.report

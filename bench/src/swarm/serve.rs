@@ -48,6 +48,7 @@ impl Serving {
             tracker: tracker.url(),
             core,
             stays: true,
+            counts_calls: false,
         };
         let program = peer.seed(&job)?.ok_or("it does not serve by itself")?;
         payload.warm().map_err(|error| error.to_string())?;

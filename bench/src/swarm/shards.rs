@@ -1,7 +1,9 @@
 //! Workload `shards`: one torrent over several shards on each side, beside one on each.
 
 use ringseed_core::geometry::Kind;
+use ringseed_engine::Config;
 
+use super::arm::Arm;
 use super::data::{Plan, size_text};
 use super::peers::{Peer, Release};
 use super::seedleech::SIZE;
@@ -28,24 +30,39 @@ pub fn run(args: &Args) -> Report {
     };
     bench.who = SHARDS.map(release).into();
     let (size, piece) = (args.common.size.unwrap_or(SIZE), args.common.piece);
+    let least = Config::new("", [0; 20]).stripe_min_bytes;
+    if size < least {
+        let (size, least) = (size_text(size), size_text(least));
+        let text = format!("a torrent of {size} stays on one shard: --size {least} at least");
+        bench.report.fail(text);
+        return bench.finish();
+    }
     let plans = [Plan::file("payload.bin", size)];
     let Some(payload) = bench.payload(Kind::V1, piece, &plans, &args.common, 1) else {
         return bench.finish();
     };
     let what = format!("{} v1, pieces of {}", size_text(size), size_text(piece));
     let arms = bench.compare(&what, &payload, Shape::PAIR);
+    judge(&mut bench.report, &what, &arms);
+    bench.finish()
+}
+
+fn judge(report: &mut Report, what: &str, arms: &[Arm]) {
     let alone = arms[0].cpu();
     for arm in &arms[1..] {
-        let bars = &mut bench.report.bars;
         for side in [SEED_SHARD, LEECH_SHARD] {
             let most = arm.median(|sample| sample.more.get(side).copied().unwrap_or(f64::NAN));
             // A figure that is missing is no bar that was met.
             let most = most.unwrap_or(f64::NAN);
-            bars.push(Bar::at_most(&format!("{}: {side}", arm.who), most, 1.3, None));
+            let bar = Bar::at_most(&format!("{}: {side}", arm.who), most, 1.3, None);
+            let topic = format!("{what}: {side}");
+            report.bars.push(bar.with(&topic, &arm.who, "bytes over the mean", most, None));
         }
-        let ratio = arm.cpu().zip(alone).map_or(f64::NAN, |(cpu, alone)| cpu / alone);
-        let what = format!("{}: CPU s/GiB over that of one shard", arm.who);
-        bars.push(Bar::at_most(&what, ratio, 1.15, None));
+        let (cpu, alone) = (arm.cpu().unwrap_or(f64::NAN), alone.unwrap_or(f64::NAN));
+        let text = format!("{}: CPU s/GiB over that of one shard", arm.who);
+        let bar = Bar::at_most(&text, cpu / alone, 1.15, None);
+        let topic = format!("{what}: CPU s/GiB, both, over that of one shard");
+        let peer = Some((alone, "ours, one shard"));
+        report.bars.push(bar.with(&topic, &arm.who, "CPU s/GiB, both", cpu, peer));
     }
-    bench.finish()
 }

@@ -12,7 +12,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::wire::message::{Message, RawBlock};
 
 use super::Bench;
-use super::child::{Sign, free_port};
+use super::child::{Sign, free_port, is_interrupted, nap};
 use super::data::{Payload, Plan, size_text};
 use super::fairness::{Args, piece_text, stream};
 use super::peers::{Engine, Job, Peer};
@@ -58,6 +58,7 @@ pub fn run(bench: &mut Bench, args: &Args) {
                 let patience = Duration::from_secs_f64(10.0 + alone * SLOWER_MAX);
                 match fetch(bench, &payload, count, patience) {
                     Ok(seconds) => times[at].push(seconds),
+                    Err(_) if is_interrupted() => break,
                     Err(error) => {
                         let text = format!("{count} slow peers, {}: {error}", piece_text(piece));
                         bench.report.fail(text.lines().next().unwrap_or_default().to_owned());
@@ -73,7 +74,17 @@ pub fn run(bench: &mut Bench, args: &Args) {
         table.row(&piece_text(piece), &[alone / 1e6, beside / 1e6, beside / alone]);
         let what =
             format!("{} slow peers, {}: share of the speed alone", args.slow, piece_text(piece));
-        bench.report.bars.push(Bar::at_least(&what, beside / alone, 0.8, None));
+        let bar = Bar::at_least(&what, beside / alone, 0.8, None);
+        let topic = format!(
+            "a leech beside {} peers at 10 KiB/s, {}: share of its speed alone",
+            args.slow,
+            piece_text(piece)
+        );
+        let peer = Some((alone / 1e6, "ours, alone"));
+        bench.report.bars.push(bar.with(&topic, Engine::UNSYNCED.name, "MB/s", beside / 1e6, peer));
+        if is_interrupted() {
+            break;
+        }
         if let Err(error) = serve(bench, args, &payload, &mut served) {
             bench.report.fail(format!("a seed of {}: {error}", piece_text(piece)));
         }
@@ -108,7 +119,7 @@ fn serve(
                     });
             });
         }
-        std::thread::sleep(settle);
+        nap(settle)?;
         let before = taken.load(Ordering::Relaxed);
         let beside = stream(addr, torrent, seconds)?;
         let each = (taken.load(Ordering::Relaxed) - before) / u64::from(args.slow);
@@ -120,7 +131,11 @@ fn serve(
     let piece = piece_text(torrent.info().geometry().piece_len_nominal().into());
     table.row(&piece, &[alone / 1e6, beside / 1e6, beside / alone]);
     let what = format!("{} slow leeches, {piece}: share of the speed alone", args.slow);
-    bench.report.bars.push(Bar::at_least(&what, beside / alone, 0.8, None));
+    let bar = Bar::at_least(&what, beside / alone, 0.8, None);
+    let topic =
+        format!("a seed beside {} leeches at 10 KiB/s, {piece}: a fast leech's share", args.slow);
+    let peer = Some((alone / 1e6, "ours, alone"));
+    bench.report.bars.push(bar.with(&topic, Engine::UNSYNCED.name, "MB/s", beside / 1e6, peer));
     Ok(())
 }
 
@@ -139,6 +154,7 @@ fn fetch(bench: &Bench, payload: &Payload, slow: u32, patience: Duration) -> Res
         tracker: String::new(),
         core: None,
         stays: true,
+        counts_calls: false,
     };
     let is_over = AtomicBool::new(false);
     let (torrent, connected) = (payload.metainfo(), AtomicU32::new(0));

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::arm::{Arm, Sample};
+use super::arm::{Arm, CallsOfRun, Sample};
+use super::calls::Calls;
 use super::child::{self, Program, free_port};
 use super::data::{Payload, free_bytes, size_text};
-use super::peers::{Job, Peer};
+use super::peers::{self, Job, Peer};
 use super::tracker::Tracker;
 use crate::machine::{Others, busy_seconds};
 use crate::report::Report;
@@ -20,8 +21,8 @@ use crate::report::Report;
 const GIB: f64 = (1u64 << 30) as f64;
 /// Nobody here is so slow that this is not enough; bytes per second of the slowest that is waited for.
 const SLOWEST: f64 = 8e6;
-/// System calls are counted over no less, in bytes: a start makes hundreds, and the first 50 ms of a leech are
-/// not counted.
+/// Counts over less, in bytes, say more of the start of a program, which makes hundreds of calls, than of what
+/// it moves.
 const CALLS_LEN_MIN: u64 = 1 << 30;
 /// A run of so many files is not removed before the next one.
 const MANY_FILES: usize = 100;
@@ -76,8 +77,8 @@ pub struct Runner {
     pub patience: Duration,
     /// Whether a run that does not count goes first.
     pub warms_up: bool,
-    /// System calls are counted in a run of its own.
-    pub counts_calls: bool,
+    /// Why system calls cannot be counted, if they cannot.
+    pub calls_hindrance: Option<String>,
 }
 
 impl Runner {
@@ -113,6 +114,7 @@ impl Runner {
             .iter()
             .map(|peer| Arm::new(&what, &peer.name(), &peer.version(), &peer.settings()))
             .collect();
+        who.iter().for_each(|peer| report.contend(peers::contender(*peer)));
         let mut is_out = vec![false; who.len()];
         let first = usize::from(!self.warms_up);
         for round in first..=self.turns {
@@ -125,9 +127,10 @@ impl Runner {
                 match self.transfer(payload, shape, who[at], false) {
                     Ok(mut run) => {
                         let is_slow = run.sample.seconds > self.patience.as_secs_f64();
-                        if round > 0 || is_slow {
-                            run.sample.number = round;
-                            arms[at].samples.push(run.sample);
+                        run.sample.number = round;
+                        match round > 0 || is_slow {
+                            true => arms[at].samples.push(run.sample),
+                            false => arms[at].warm_up = Some(run.sample),
                         }
                         arms[at].commands = run.commands;
                         if is_slow && self.turns > 1 {
@@ -135,6 +138,8 @@ impl Runner {
                             arms[at].remarks.push("one run: it is too slow for more".to_owned());
                         }
                     }
+                    // Whoever ended it did not end him alone.
+                    Err(_) if child::is_interrupted() => {}
                     Err(error) => {
                         eprintln!("{error}");
                         arms[at].remarks.push(first_line(&error));
@@ -151,16 +156,51 @@ impl Runner {
                 }
             }
         }
-        let is_long = payload.len_bytes >= CALLS_LEN_MIN;
-        if self.counts_calls && is_long && shape.seeds + shape.leeches == 2 {
-            for (at, peer) in who.iter().enumerate().filter(|(at, _)| !is_out[*at]) {
-                if let Ok(run) = self.transfer(payload, shape, *peer, true) {
-                    arms[at].calls = run.calls;
-                }
-            }
+        if shape.seeds + shape.leeches == 2 && !shape.is_cold {
+            self.count_calls(&what, payload, shape, &who, &is_out, &mut arms, report);
         }
         report.arms.extend(arms.iter().cloned());
         arms
+    }
+
+    /// Lets everybody who has run once run once more, slowly, with their system calls and syncs counted.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the second half of a function that has them all"
+    )]
+    fn count_calls(
+        &self,
+        what: &str,
+        payload: &Payload,
+        shape: Shape,
+        who: &[&dyn Peer],
+        is_out: &[bool],
+        arms: &mut [Arm],
+        report: &mut Report,
+    ) {
+        if let Some(hindrance) = &self.calls_hindrance {
+            report.notes.push(format!("system calls are not counted: {hindrance}"));
+            return;
+        }
+        if payload.len_bytes < CALLS_LEN_MIN {
+            report.notes.push(format!(
+                "{what}: calls per GiB are of {}, the start of the leech with them",
+                size_text(payload.len_bytes)
+            ));
+        }
+        for (at, peer) in who.iter().enumerate().filter(|(at, _)| !is_out[*at]) {
+            if child::is_interrupted() {
+                return;
+            }
+            eprintln!("{what}: counting calls: {}", arms[at].who);
+            match self.transfer(payload, shape, *peer, true) {
+                Ok(run) => arms[at].calls = run.calls,
+                Err(_) if child::is_interrupted() => {}
+                Err(error) => {
+                    arms[at].remarks.push(format!("calls not counted: {}", first_line(&error)));
+                }
+            }
+        }
     }
 
     /// Removes the folder of a run; one of many files only when all is over. For a minute after thousands of
@@ -231,6 +271,7 @@ impl Runner {
                 tracker: nobody.url(),
                 core: core(1),
                 stays: true,
+                counts_calls: false,
             };
             seeds.extend(peer.seed(&job)?);
         }
@@ -244,14 +285,13 @@ impl Runner {
         } else {
             payload.warm().map_err(io)?;
         }
-        let calls: Vec<CallCount> = match counts_calls {
-            true => seeds.iter().take(1).filter_map(|seed| CallCount::attach(seed.pid())).collect(),
-            false => Vec::new(),
-        };
+        if counts_calls {
+            seeds.iter_mut().for_each(Program::count_calls);
+        }
         let seeds_cpu: Vec<f64> = seeds.iter().map(Program::cpu_seconds).collect();
         let busy = busy_seconds();
         let (mut leeches, mut begins, mut signs) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut leech_calls, mut clocks) = (Vec::new(), Vec::new());
+        let mut clocks = Vec::new();
         for (at, addr) in leeches_at.iter().enumerate() {
             let job = Job {
                 home: scratch.join(format!("leech-{at}")),
@@ -263,11 +303,9 @@ impl Runner {
                 tracker: everybody.url(),
                 core: core(0),
                 stays: shape.leeches > 1,
+                counts_calls,
             };
             let fetching = peer.leech(&job)?;
-            if counts_calls {
-                leech_calls.extend(CallCount::attach(fetching.program.pid()));
-            }
             leeches.push(fetching.program);
             begins.push(fetching.begins);
             signs.push(fetching.done);
@@ -311,6 +349,14 @@ impl Runner {
             cache: state.to_owned(),
             more: BTreeMap::new(),
         };
+        let (received, sent) =
+            (leeches[0].calls(), seeds.first_mut().and_then(|seed| seed.calls()));
+        let per_gib = |calls: Option<Calls>| calls.map(|counted| counted.calls / gib);
+        let calls = CallsOfRun {
+            received: per_gib(received),
+            sent: per_gib(sent),
+            syncs: received.map(|counted| counted.syncs),
+        };
         if peer.sums_up() {
             seeds.iter_mut().for_each(Program::interrupt);
         }
@@ -330,8 +376,6 @@ impl Runner {
         let mut commands: Vec<String> =
             seeds.iter().take(1).map(|one| one.command().to_owned()).collect();
         commands.extend(leeches.iter().take(1).map(|one| one.command().to_owned()));
-        let received = leech_calls.pop().and_then(CallCount::end).map(|count| count / gib);
-        let sent = calls.into_iter().next().and_then(CallCount::end).map(|count| count / gib);
         drop(seeds);
         drop(leeches);
         if peer.keeps() {
@@ -339,7 +383,7 @@ impl Runner {
                 payload.verify(&scratch.join(format!("copy-{at}")))?;
             }
         }
-        Ok(Run { sample, commands, calls: (received, sent) })
+        Ok(Run { sample, commands, calls })
     }
 }
 
@@ -347,8 +391,7 @@ impl Runner {
 struct Run {
     sample: Sample,
     commands: Vec<String>,
-    /// System calls per GiB: of the leech, of the seed.
-    calls: (Option<f64>, Option<f64>),
+    calls: CallsOfRun,
 }
 
 /// Where runs of many files are kept until all is over: beside the scratch folder, on the same disk.
@@ -384,30 +427,6 @@ fn largest_over_mean(of: &Value, key: &str) -> Option<f64> {
     let total: f64 = values.iter().sum();
     let most = values.iter().copied().fold(0.0, f64::max);
     (values.len() > 1 && total > 0.0).then(|| most * values.len() as f64 / total)
-}
-
-/// `perf stat` on a process: how many system calls it makes.
-struct CallCount(std::process::Child);
-
-impl CallCount {
-    fn attach(pid: u32) -> Option<CallCount> {
-        let mut command = std::process::Command::new("perf");
-        command.args(["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string()]);
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-        let child = command.stderr(std::process::Stdio::piped()).spawn().ok()?;
-        // It must have attached before what it counts begins.
-        std::thread::sleep(Duration::from_millis(50));
-        Some(CallCount(child))
-    }
-
-    fn end(self) -> Option<f64> {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-        let output = self.0.wait_with_output().ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = text.lines().find(|line| line.contains("sys_enter"))?;
-        line.split(',').next()?.parse().ok()
-    }
 }
 
 fn first_line(text: &str) -> String {
@@ -482,7 +501,7 @@ mod tests {
             others: Others::look(),
             patience: Duration::from_secs(60),
             warms_up: false,
-            counts_calls: false,
+            calls_hindrance: Some(String::new()),
         };
         for number in 0..3 {
             fs::create_dir_all(dir.join("run")).unwrap();
@@ -509,7 +528,7 @@ mod tests {
             others: Others::look(),
             patience: Duration::from_secs(60),
             warms_up: true,
-            counts_calls: false,
+            calls_hindrance: Some("a test".to_owned()),
         };
         let mut report = Report::new("test");
         let (good, bad) = (Copier { breaks: false }, Copier { breaks: true });

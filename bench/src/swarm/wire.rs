@@ -13,6 +13,8 @@ use ringseed_core::wire::handshake::{HANDSHAKE_LEN, Handshake, PeerId, Reserved,
 use ringseed_core::wire::message::{Frame, FrameLimits, Message, RawBlock, frame};
 use rustix::net::{AddressFamily, SocketType};
 
+use super::child::is_interrupted;
+
 /// Nobody is silent for so long who serves.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Length of a block, bytes (BEP 3).
@@ -241,7 +243,7 @@ pub fn drain(
     let mut open = 0usize;
     let mut is_choked = false;
     let (begun, mut received) = (Instant::now(), 0u64);
-    while Instant::now() < until {
+    while Instant::now() < until && !is_interrupted() {
         // A batch at a time: one call for several requests.
         if !is_choked && open <= in_flight / 2 {
             waiting.extend(blocks.by_ref().take(in_flight - open).map(Message::Request));
@@ -283,7 +285,7 @@ pub fn probe(
     let mut trips = Vec::new();
     for block in blocks {
         let asked = Instant::now();
-        if asked >= until {
+        if asked >= until || is_interrupted() {
             break;
         }
         wire.send(&[Message::Request(block)])?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use super::child::{Program, Sign, is_interrupted};
 use super::data::Payload;
+use crate::report::Contender;
 
 pub use ours::{Engine, Release};
 pub use plain::{find_fio, pump_end};
@@ -44,12 +45,14 @@ pub struct Job<'a> {
     pub core: Option<usize>,
     /// When complete it goes on serving.
     pub stays: bool,
+    /// Its system calls are counted, which takes its time from it.
+    pub counts_calls: bool,
 }
 
 impl Job<'_> {
     fn start(&self, command: Command) -> Result<Program, String> {
         std::fs::create_dir_all(&self.folder).map_err(|error| error.to_string())?;
-        Program::start(command, &self.home, self.core)
+        Program::start_with(command, &self.home, self.core, self.counts_calls)
     }
 
     fn peers_text(&self) -> String {
@@ -93,6 +96,11 @@ pub trait Peer: Sync {
     /// Settings other than its defaults, with the reason.
     fn settings(&self) -> String;
 
+    /// What it has made sure of when it says that it is complete; how many syncs it made is counted, too.
+    fn durability(&self) -> &'static str {
+        "as it likes: nothing asked for"
+    }
+
     /// Whether it can move such a payload by one process on each side.
     fn takes(&self, payload: &Payload) -> bool;
 
@@ -127,6 +135,16 @@ pub trait Peer: Sync {
     /// # Errors
     /// Why not, with what it said.
     fn leech(&self, job: &Job) -> Result<Fetching, String>;
+}
+
+/// How one took part, for the report.
+pub fn contender(peer: &dyn Peer) -> Contender {
+    Contender {
+        who: peer.name(),
+        version: peer.version(),
+        durability: peer.durability().to_owned(),
+        settings: peer.settings(),
+    }
 }
 
 /// All that are installed, and the others by name with how to install them.

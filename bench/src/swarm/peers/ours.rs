@@ -41,7 +41,15 @@ impl Peer for Release {
     }
 
     fn settings(&self) -> String {
-        "defaults; synced before it says that it is complete".into()
+        let driver = match self.driver {
+            "auto" => String::new(),
+            driver => format!(", --io-driver {driver}"),
+        };
+        format!("the release binary at its defaults{driver}, no trackers")
+    }
+
+    fn durability(&self) -> &'static str {
+        "data and journal synced, then complete"
     }
 
     fn takes(&self, payload: &Payload) -> bool {
@@ -118,7 +126,14 @@ impl Peer for Engine {
     }
 
     fn settings(&self) -> String {
-        self.why.into()
+        format!("{}: {}", self.flags.join(" "), self.why)
+    }
+
+    fn durability(&self) -> &'static str {
+        match self.flags.contains(&"--no-sync") {
+            true => "syncs off",
+            false => "data and journal synced, then complete",
+        }
     }
 
     fn takes(&self, _: &Payload) -> bool {

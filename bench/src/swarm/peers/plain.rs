@@ -82,6 +82,10 @@ impl Peer for Pump {
         env!("CARGO_PKG_VERSION").into()
     }
 
+    fn durability(&self) -> &'static str {
+        "nothing synced"
+    }
+
     fn settings(&self) -> String {
         "read from the source in steps of 256 KiB, sent over one connection; no hash, no protocol"
             .into()
@@ -149,6 +153,10 @@ impl Peer for Fio {
 
     fn version(&self) -> String {
         self.version.clone()
+    }
+
+    fn durability(&self) -> &'static str {
+        "past the page cache, nothing synced"
     }
 
     fn settings(&self) -> String {
