@@ -67,8 +67,7 @@ pub(super) enum Job {
     WriteSmall {
         id: OpId,
         file: Arc<DataFile>,
-        offset_bytes: u64,
-        data: Vec<u8>,
+        rows: Vec<(u64, Vec<u8>)>,
     },
     /// Syncs the file. Its name is next when it is new.
     Sync {
@@ -239,8 +238,10 @@ fn run(job: Job) -> Option<Report> {
             let result = file.write(offset_bytes, &buf, start, len);
             (id, Done::Written(result, buf))
         }
-        Job::WriteSmall { id, file, offset_bytes, data } => {
-            (id, Done::SmallWritten(file.write_small(offset_bytes, &data)))
+        Job::WriteSmall { id, file, rows } => {
+            let mut rows = rows.into_iter();
+            let written = rows.try_for_each(|(at, data)| file.write_small(at, &data));
+            (id, Done::SmallWritten(written))
         }
         Job::Sync { id, file, new_name } => {
             let synced = file.sync();
@@ -445,11 +446,9 @@ impl FileOps {
                     return refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
                 }
             },
-            Op::WriteSmall { id, file, offset_bytes, data } => match self.get(file) {
-                Ok(file) => Job::WriteSmall { id, file, offset_bytes, data },
-                Err(error) => {
-                    return refuse(Op::WriteSmall { id, file, offset_bytes, data }, error);
-                }
+            Op::WriteSmall { id, file, rows } => match self.get(file) {
+                Ok(file) => Job::WriteSmall { id, file, rows },
+                Err(error) => return refuse(Op::WriteSmall { id, file, rows }, error),
             },
             Op::Sync { id, file } => match self.get(file) {
                 Ok(found) => Job::Sync { id, file: found, new_name: self.files.new_name(file, id) },

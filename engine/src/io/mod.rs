@@ -148,9 +148,10 @@ pub enum Op {
     /// all is written. O_DIRECT where address, offset and length are aligned; a tail that is not
     /// aligned goes buffered.
     Write { id: OpId, file: FileId, offset_bytes: u64, buf: Extent, start: usize, len: usize },
-    /// Appends to or overwrites a small file of our own (the journal), through the page cache: not for
-    /// a file opened with `direct`. Answers [`Done::SmallWritten`].
-    WriteSmall { id: OpId, file: FileId, offset_bytes: u64, data: Vec<u8> },
+    /// Writes rows, each with its position in bytes, to a small file of our own (the journal, a sidecar),
+    /// through the page cache: not for a file opened with `direct`. Answers [`Done::SmallWritten`] when
+    /// all are written, or with the first error.
+    WriteSmall { id: OpId, file: FileId, rows: Vec<(u64, Vec<u8>)> },
     /// `fdatasync(2)`, and the first time the name of a file that was created; answers
     /// [`Done::Synced`]. Covers the writes that were answered before. When it fails, everything written
     /// since the last success is unknown, and what the page cache held of the file has been dropped:

@@ -288,12 +288,10 @@ impl UringDriver {
                     self.refuse(Op::Write { id, file, offset_bytes, buf, start, len }, error);
                 }
             },
-            Op::WriteSmall { id, file, offset_bytes, data } => match self.files.get(file) {
-                Ok(found) => {
-                    let task = Task::WriteSmall { file: found.clone(), offset_bytes, data };
-                    self.start_on_file(id, task);
-                }
-                Err(error) => self.refuse(Op::WriteSmall { id, file, offset_bytes, data }, error),
+            Op::WriteSmall { id, file, rows } => match self.files.get(file).cloned() {
+                // As with `Put`; and a batch of leaves is thousands of rows.
+                Ok(file) => self.disk.push(Job::WriteSmall { id, file, rows }),
+                Err(error) => self.refuse(Op::WriteSmall { id, file, rows }, error),
             },
             Op::Sync { id, file } => match self.files.get(file).cloned() {
                 Ok(found) => {
@@ -390,7 +388,6 @@ impl UringDriver {
             Outcome::Sent(result, buf) => Done::Sent(result, buf),
             Outcome::Read(result, buf) => Done::Read(result, buf),
             Outcome::Written(result, buf) => Done::Written(result, buf),
-            Outcome::SmallWritten(result) => Done::SmallWritten(result),
             Outcome::Synced(result) => Done::Synced(result),
             Outcome::Accepted(_) => unreachable!("only the listener accepts"),
         }

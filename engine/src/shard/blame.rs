@@ -26,11 +26,11 @@ use super::peer::{CloseReason, Conn, ConnId, Who, bound_len};
 use super::timers::Timer;
 use crate::api::{Event, ListingId};
 
-/// Leaves are asked for by nodes of this layer (2 MiB), or of the piece layer where that is higher. An
+/// Leaves are asked for by nodes of this layer (8 MiB), or of the piece layer where that is higher. An
 /// answer between blocks stands where the receive expected the next block, and what lands behind it must
 /// be moved: asking for each extent cost a v2 leech as much as hashing. Longer units leave more blocks
 /// unjudged where the other side has to hash them first.
-const UNIT_LAYER: u32 = 7;
+const UNIT_LAYER: u32 = 9;
 /// Leaves of pieces under way that are remembered for one listing (2 MiB).
 const KNOWN_LEAVES_MAX: usize = 1 << 16;
 /// So many refusals in a row, and a peer is asked for leaves ahead only now and then.

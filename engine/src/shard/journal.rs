@@ -207,9 +207,9 @@ impl Shard {
         }
         if let Some((offset_bytes, data)) = &journal.in_flight {
             let id = self.flights.insert(Flight::WriteJournal);
-            let (offset_bytes, data) = (*offset_bytes, data.clone());
+            let rows = vec![(*offset_bytes, data.clone())];
             journal.is_writing = true;
-            self.out.push_back(Op::WriteSmall { id, file, offset_bytes, data });
+            self.out.push_back(Op::WriteSmall { id, file, rows });
         } else if journal.step == Step::Closing {
             self.seal_log(file);
         } else if matches!(self.commit.phase, Phase::Journal { .. }) {

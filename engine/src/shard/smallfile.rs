@@ -12,8 +12,8 @@ use crate::io::{Done, FileId, Op, OpenMode};
 #[derive(Debug)]
 pub(super) struct SmallFile {
     path: PathBuf,
-    /// What is still to be written and where, the next part last.
-    writes: Vec<(u64, Vec<u8>)>,
+    /// What is still to be written and where.
+    rows: Vec<(u64, Vec<u8>)>,
     needs_sync: bool,
     file: Option<FileId>,
 }
@@ -23,13 +23,12 @@ impl Shard {
     pub(super) fn write_state_file(
         &mut self,
         path: PathBuf,
-        mut writes: Vec<(u64, Vec<u8>)>,
+        rows: Vec<(u64, Vec<u8>)>,
         needs_sync: bool,
     ) {
         let root = self.state.dir().clone();
-        writes.reverse();
         let needs_sync = needs_sync && self.config.durable;
-        let small = SmallFile { path: path.clone(), writes, needs_sync, file: None };
+        let small = SmallFile { path: path.clone(), rows, needs_sync, file: None };
         let id = self.flights.insert(Flight::SmallFile(small));
         self.out.push_back(Op::Open { id, root, path, mode: OpenMode::Write, direct: false });
     }
@@ -46,9 +45,10 @@ impl Shard {
             other => panic!("{other:?} answers the writing of {}", small.path.display()),
         };
         if let (Ok(()), Some(file)) = (&outcome, small.file) {
-            if let Some((offset_bytes, data)) = small.writes.pop() {
+            let rows = std::mem::take(&mut small.rows);
+            if !rows.is_empty() {
                 let id = self.flights.insert(Flight::SmallFile(small));
-                self.out.push_back(Op::WriteSmall { id, file, offset_bytes, data });
+                self.out.push_back(Op::WriteSmall { id, file, rows });
                 return;
             }
             if std::mem::take(&mut small.needs_sync) {

@@ -133,13 +133,15 @@ pub fn small_writes_append_and_overwrite(bench: &mut Bench) {
         let data = vec![round; 7 * (usize::from(round) + 1)];
         let offset_bytes = expected.len() as u64;
         expected.extend_from_slice(&data);
-        let done = bench.run(0, |id| Op::WriteSmall { id, file, offset_bytes, data });
+        let done = bench.run(0, |id| Op::WriteSmall { id, file, rows: vec![(offset_bytes, data)] });
         assert!(matches!(done, Done::SmallWritten(Ok(()))));
         assert!(matches!(bench.run(0, |id| Op::Sync { id, file }), Done::Synced(Ok(()))));
     }
     expected[3..6].copy_from_slice(b"new");
-    let (offset_bytes, data) = (3, b"new".to_vec());
-    bench.run(0, |id| Op::WriteSmall { id, file, offset_bytes, data });
+    expected[40..45].copy_from_slice(b"later");
+    let rows = vec![(3, b"new".to_vec()), (40, b"later".to_vec())];
+    let done = bench.run(0, |id| Op::WriteSmall { id, file, rows });
+    assert!(matches!(done, Done::SmallWritten(Ok(()))));
     let len = expected.len();
     assert_eq!(read(bench, file, 0, len + 50).unwrap(), expected);
     bench.rig.push(0, Op::CloseFile { file });

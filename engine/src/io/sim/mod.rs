@@ -183,8 +183,7 @@ enum DiskJob {
     },
     WriteSmall {
         inode: u64,
-        at: u64,
-        data: Vec<u8>,
+        rows: Vec<(u64, Vec<u8>)>,
     },
     Sync {
         inode: u64,
@@ -631,11 +630,8 @@ impl Core {
                     Err(error) => self.refuse(node, id, Done::Written(Err(error), buf)),
                 }
             }
-            Op::WriteSmall { id, file, offset_bytes, data } => match self.check(node, file, 0, 0) {
-                Ok(inode) => {
-                    let job = DiskJob::WriteSmall { inode, at: offset_bytes, data };
-                    self.start_disk(node, id, job);
-                }
+            Op::WriteSmall { id, file, rows } => match self.check(node, file, 0, 0) {
+                Ok(inode) => self.start_disk(node, id, DiskJob::WriteSmall { inode, rows }),
                 Err(error) => self.refuse(node, id, Done::SmallWritten(Err(error))),
             },
             Op::Sync { id, file } => match self.check(node, file, 0, 0) {
@@ -745,9 +741,12 @@ impl Core {
                 let write = |()| disk.write(inode, at, &buf[start..start + len]);
                 Done::Written(result.and_then(write), buf)
             }
-            DiskJob::WriteSmall { inode, at, data } => {
-                let result = fails_with(rng.chance(faults.write_error_ppm));
-                Done::SmallWritten(result.and_then(|()| disk.write(inode, at, &data)))
+            DiskJob::WriteSmall { inode, rows } => {
+                let mut rows = rows.into_iter();
+                Done::SmallWritten(rows.try_for_each(|(at, data)| {
+                    fails_with(rng.chance(faults.write_error_ppm))?;
+                    disk.write(inode, at, &data)
+                }))
             }
             DiskJob::Sync { inode, mark } => {
                 if rng.chance(faults.sync_error_ppm) {
@@ -780,7 +779,9 @@ impl Core {
                     DiskJob::Write { inode, at, buf, start, len } => {
                         torn.push((inode, at, buf[start..start + len].to_vec()));
                     }
-                    DiskJob::WriteSmall { inode, at, data } => torn.push((inode, at, data)),
+                    DiskJob::WriteSmall { inode, rows } => {
+                        torn.extend(rows.into_iter().map(|(at, data)| (inode, at, data)));
+                    }
                     DiskJob::Put { root, path, at, buf, start, len, .. } => {
                         // The file may have been made and nothing written yet, or some of it.
                         let disk = &mut self.nodes[node].disk;

@@ -174,12 +174,12 @@ fn a_crash_tears_what_was_not_synced_and_the_disk_lives_on() {
         let (root, path, mode) = (rig.root.clone(), rel.clone(), OpenMode::Write);
         rig.push(0, Op::Open { id: OpId(1), root, path, mode, direct: true });
         let Done::Opened(Ok((file, _))) = rig.next(0).done else { panic!() };
-        rig.push(0, Op::WriteSmall { id: OpId(2), file, offset_bytes: 0, data: vec![1; 2000] });
+        rig.push(0, Op::WriteSmall { id: OpId(2), file, rows: vec![(0, vec![1; 2000])] });
         rig.next(0);
         rig.push(0, Op::Sync { id: OpId(3), file });
         assert!(matches!(rig.next(0).done, Done::Synced(Ok(()))));
         // One write done, one under way.
-        rig.push(0, Op::WriteSmall { id: OpId(4), file, offset_bytes: 2000, data: vec![2; 2000] });
+        rig.push(0, Op::WriteSmall { id: OpId(4), file, rows: vec![(2000, vec![2; 2000])] });
         rig.next(0);
         let mut buf = arena.try_take().unwrap();
         buf[..2000].fill(3);

@@ -48,8 +48,6 @@ pub enum Task {
     Read { file: Arc<DataFile>, offset_bytes: u64, buf: ExtentMut, start: usize, len: usize },
     /// Writes from an extent, everything.
     Write { file: Arc<DataFile>, offset_bytes: u64, buf: Extent, start: usize, len: usize },
-    /// Writes a few bytes through the page cache, everything.
-    WriteSmall { file: Arc<DataFile>, offset_bytes: u64, data: Vec<u8> },
     /// `fdatasync(2)`.
     Sync { file: Arc<DataFile> },
 }
@@ -66,7 +64,6 @@ pub enum Outcome {
     Sent(io::Result<()>, SendBuf),
     Read(io::Result<(usize, ReadPath)>, ExtentMut),
     Written(io::Result<()>, Extent),
-    SmallWritten(io::Result<()>),
     Synced(io::Result<()>),
 }
 
@@ -469,16 +466,6 @@ impl Ring {
                         .offset(part.offset_bytes)
                         .build(),
                 }
-            }
-            Task::WriteSmall { file, data, .. } => {
-                let bytes = &data[part.start..part.start + part.len];
-                opcode::Write::new(
-                    Fd(file.fd(false).as_raw_fd()),
-                    bytes.as_ptr(),
-                    bytes.len() as u32,
-                )
-                .offset(part.offset_bytes)
-                .build()
             }
             Task::Sync { file } => opcode::Fsync::new(Fd(file.fd(false).as_raw_fd()))
                 .flags(FsyncFlags::DATASYNC)

@@ -163,11 +163,6 @@ impl Active {
                 self.plan = file.plan_write(*offset_bytes, address, *start, *len)?;
                 self.part = self.plan.parts()[0];
             }
-            Task::WriteSmall { offset_bytes, data, .. } => {
-                u32::try_from(data.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-                self.part =
-                    Part { direct: false, start: 0, len: data.len(), offset_bytes: *offset_bytes };
-            }
             Task::Accept { .. } | Task::PollIn { .. } | Task::Sync { .. } => {}
         }
         Ok(())
@@ -210,7 +205,7 @@ impl Active {
                 let at_end = n == 0 || ends_off_grain;
                 if !at_end && self.next_part() { Next::Again } else { Next::Done(self.done_bytes) }
             }
-            Task::Write { .. } | Task::WriteSmall { .. } => {
+            Task::Write { .. } => {
                 if n == 0 && self.part.len > 0 {
                     return Next::Failed(io::ErrorKind::WriteZero.into());
                 }
@@ -261,7 +256,6 @@ impl Active {
             Task::Send { buf, .. } => Outcome::Sent(result.map(drop), buf),
             Task::Read { buf, .. } => Outcome::Read(result.map(|n| (n, self.path)), buf),
             Task::Write { buf, .. } => Outcome::Written(result.map(drop), buf),
-            Task::WriteSmall { .. } => Outcome::SmallWritten(result.map(drop)),
             Task::Sync { .. } => Outcome::Synced(result.map(drop)),
         };
         (Finished { token: self.token, outcome }, self.args)

@@ -180,10 +180,7 @@ fn files_are_written_synced_and_read_by_registered_buffers_or_not() {
         for _ in 0..6 {
             assert!(matches!(next(&mut ring).outcome, Outcome::Written(Ok(()), _)));
         }
-        let data_small = b"journal".to_vec();
-        let offset_bytes = data.len() as u64;
-        ring.start(1, Task::WriteSmall { file: file.clone(), offset_bytes, data: data_small });
-        assert!(matches!(next(&mut ring).outcome, Outcome::SmallWritten(Ok(()))));
+        file.write_small(data.len() as u64, b"journal").unwrap();
         ring.start(1, Task::Sync { file: file.clone() });
         assert!(matches!(next(&mut ring).outcome, Outcome::Synced(Ok(()))));
         crate::file::drop_cache(file.as_fd()).unwrap();
