@@ -205,6 +205,12 @@ impl Config {
         }
     }
 
+    /// Whether short files go past the page cache: where they are synced right behind. Without syncs nobody waits
+    /// for the device, and the page cache takes them sooner.
+    pub(crate) fn puts_direct(&self) -> bool {
+        self.direct_io == DirectIo::Auto && self.durable
+    }
+
     /// Checks every value that has a bound.
     ///
     /// # Errors
@@ -311,6 +317,16 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         assert_eq!(Config::new("state", [7; 20]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn short_files_wait_for_the_device_where_a_sync_would_make_them() {
+        let mut config = Config::new("state", [7; 20]);
+        assert!(config.puts_direct());
+        config.durable = false;
+        assert!(!config.puts_direct());
+        (config.durable, config.direct_io) = (true, DirectIo::Off);
+        assert!(!config.puts_direct());
     }
 
     #[test]

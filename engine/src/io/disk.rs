@@ -13,6 +13,7 @@ use ringseed_sys::dir::DirHandle;
 use ringseed_sys::file::{DataFile, OpenedFile};
 use ringseed_sys::wake::Waker;
 
+use super::short::{self, Short};
 use super::{Aside, Completion, Done, FileId, Op, OpId, OpenMode};
 
 /// Names wait for each other until those that are still coming are so many times fewer. They come from operations
@@ -32,6 +33,7 @@ pub(super) enum Job {
         id: OpId,
         root: Arc<DirHandle>,
         path: PathBuf,
+        direct: bool,
         len_bytes: u64,
         offset_bytes: u64,
         buf: Extent,
@@ -222,8 +224,15 @@ fn run(job: Job) -> Option<Report> {
             });
             return Some(Report::Opened(id, opened, Name { root, path }));
         }
-        Job::Put { id, root, path, len_bytes, offset_bytes, buf, start, len } => {
-            let put = DataFile::put(&root, &path, len_bytes, offset_bytes, (&buf, start, len));
+        Job::Put { id, root, path, direct, len_bytes, offset_bytes, buf, start, len } => {
+            let put = match buf.get(start..start.saturating_add(len)) {
+                Some(part) => {
+                    let (root, path) = (&*root, &*path);
+                    let short = Short { root, path, len_bytes, offset_bytes, part, direct };
+                    short::put(&short, &buf, start)
+                }
+                None => Err(io::ErrorKind::InvalidInput.into()),
+            };
             // A first try may have failed after it had created the file: its name is synced in any case.
             let put = put.map(|opened| OpenedFile { created: true, ..opened });
             return Some(Report::Put(id, put, Name { root, path }, buf));
@@ -428,9 +437,18 @@ impl FileOps {
     pub fn begin(&mut self, op: Op) -> Option<Completion> {
         let job = match op {
             Op::Open { id, root, path, mode, direct } => Job::Open { id, root, path, mode, direct },
-            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes, buf, start, len } => {
-                Job::Put { id, root, path, len_bytes, offset_bytes, buf, start, len }
-            }
+            Op::Put {
+                id,
+                root,
+                path,
+                mode: _,
+                direct,
+                len_bytes,
+                offset_bytes,
+                buf,
+                start,
+                len,
+            } => Job::Put { id, root, path, direct, len_bytes, offset_bytes, buf, start, len },
             Op::RemoveTree { id, root, path } => Job::RemoveTree { id, root, path },
             Op::Aside { id, job } => Job::Aside { id, job },
             Op::CloseFile { file } => Job::Close(vec![self.files.close(file)?]),

@@ -14,6 +14,7 @@ pub mod conformance;
 mod disk;
 mod epoll;
 pub mod external;
+mod short;
 pub mod sim;
 mod start;
 mod uring;
@@ -128,13 +129,15 @@ pub enum Op {
     /// uses it for aligned transfers.
     Open { id: OpId, root: Arc<DirHandle>, path: PathBuf, mode: OpenMode, direct: bool },
     /// Opens a short file as with `mode`, gives it the length `len_bytes` and writes `len` bytes of `buf` from
-    /// `start` to `offset_bytes`, through the page cache; answers [`Done::Put`]. What opening, reserving and
-    /// writing would each cost a hand-over to another thread is one. A failure leaves the file closed.
+    /// `start` to `offset_bytes`; answers [`Done::Put`]. What opening, reserving and writing would each cost a
+    /// hand-over to another thread is one. With `direct` the driver may write most of it past the page cache. A
+    /// failure leaves the file closed.
     Put {
         id: OpId,
         root: Arc<DirHandle>,
         path: PathBuf,
         mode: OpenMode,
+        direct: bool,
         len_bytes: u64,
         offset_bytes: u64,
         buf: Extent,

@@ -252,12 +252,24 @@ impl UringDriver {
             Op::Open { id, root, path, mode, direct } => {
                 self.disk.push(Job::Open { id, root, path, mode, direct });
             }
-            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes, buf, start, len } => {
-                // The ring would hand a write through the page cache to a thread of the kernel's.
+            Op::Put {
+                id,
+                root,
+                path,
+                mode: _,
+                direct,
+                len_bytes,
+                offset_bytes,
+                buf,
+                start,
+                len,
+            } => {
+                // The ring would hand it to a thread of the kernel's, step by step.
                 self.disk.push(Job::Put {
                     id,
                     root,
                     path,
+                    direct,
                     len_bytes,
                     offset_bytes,
                     buf,

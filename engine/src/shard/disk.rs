@@ -28,8 +28,8 @@ const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
 /// What every shard may have in flight however many there are: one transfer while the next is prepared.
 const OPS_IN_FLIGHT_MIN: usize = 2;
 
-/// Files up to this length are written through the page cache, without a second descriptor and without
-/// reserving their room: for 64 KiB those cost three times what the copy does. In bytes.
+/// Files up to this length are put in one job, without a second descriptor and without reserving their room: for
+/// 64 KiB those cost three times what the copy does. In bytes.
 pub(super) const PUT_LEN_MAX: u64 = 128 << 10;
 
 /// A file of a listing; the number counts pads, as the geometry does.
@@ -265,11 +265,13 @@ impl Shard {
         self.count_started(key, class, len as u64);
         let flight = TaskFlight { key, class, job, len: len as u64, offset_bytes, start };
         let id = self.flights.insert(Flight::Put(flight));
+        let direct = self.config.puts_direct();
         self.out.push_back(Op::Put {
             id,
             root,
             path,
             mode,
+            direct,
             len_bytes,
             offset_bytes,
             buf,

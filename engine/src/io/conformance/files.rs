@@ -160,7 +160,9 @@ fn put(
         pattern(seed, 0, &mut buf[start..start + len]);
     }
     let (buf, mode) = (buf.freeze(), OpenMode::Write);
-    let op = |id| Op::Put { id, root, path, mode, len_bytes, offset_bytes, buf, start, len };
+    let direct = true;
+    let op =
+        |id| Op::Put { id, root, path, mode, direct, len_bytes, offset_bytes, buf, start, len };
     match bench.run(0, op) {
         Done::Put(result, _) => result,
         other => panic!("{other:?}"),
@@ -195,6 +197,14 @@ pub fn short_files_are_put(bench: &mut Bench) {
     let done = bench.run(0, |id| Op::Write { id, file, offset_bytes: 0, buf, start: 0, len });
     assert!(matches!(done, Done::Written(Ok(()), _)));
     assert_eq!(read(bench, file, 0, 9000).unwrap(), expected);
+    // One so long that most of it may go past the page cache, from memory that suits that and from other.
+    for (path, start) in [("p/long-0", 0), ("p/long-5", 5)] {
+        let mut expected = vec![0; 70_001];
+        pattern(6, 0, &mut expected);
+        let long = put(bench, path, 70_001, 0, (6, start, 70_001)).unwrap();
+        assert!(read(bench, long, 0, 80_000).unwrap() == expected, "{path}");
+        bench.rig.push(0, Op::CloseFile { file: long });
+    }
     // Many in one folder, synced together.
     let files: Vec<FileId> =
         (0..20).map(|at| put(bench, &format!("p/m/{at}"), 9, 0, (at, 0, 9)).unwrap()).collect();

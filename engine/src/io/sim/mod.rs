@@ -583,7 +583,7 @@ impl Core {
                 let root = root.path().to_owned();
                 self.start_disk(node, id, DiskJob::Open { root, path, mode });
             }
-            Op::Put { id, root, path, mode: _, len_bytes, offset_bytes: at, buf, start, len } => {
+            Op::Put { id, root, path, len_bytes, offset_bytes: at, buf, start, len, .. } => {
                 let root = root.path().to_owned();
                 match start.checked_add(len).is_some_and(|end| end <= EXTENT_LEN_BYTES) {
                     true => {
