@@ -32,7 +32,7 @@ const EXTRA: [&str; 2] = ["glommio", "tokio-uring"];
 
 /// Runs the workload.
 pub fn run(args: &Args) -> Report {
-    let mut bench = Bench::new("disk", &args.common);
+    let mut bench = Bench::of_ours("disk", &args.common);
     let program = args.common.program();
     let extra = args.drivers.clone().unwrap_or_else(|| {
         // Beside `target/release`, so that the default build stays what it is.

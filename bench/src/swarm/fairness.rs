@@ -9,7 +9,7 @@ use ringseed_core::metainfo::Metainfo;
 
 use super::child::{is_interrupted, nap};
 use super::data::{Payload, Plan, size_text};
-use super::peers::{Engine, Peer};
+use super::peers::{Engine, Peer, contender};
 use super::serve::Serving;
 use super::table::Table;
 use super::wire::{Wire, bits, blocks_from, drain, jain};
@@ -110,6 +110,7 @@ fn equal(bench: &mut Bench, args: &Args, payload: &Payload, has_crowd: bool) {
     let who = std::mem::take(&mut bench.who);
     for peer in who.iter().filter(|peer| peer.swarms() && peer.takes(payload)) {
         eprintln!("fairness: {title}: {}", peer.name());
+        bench.report.contend(contender(&**peer));
         let shares = match shares(bench, &**peer, payload, args.seconds, has_crowd) {
             Ok(shares) => shares,
             Err(_) if is_interrupted() => break,
@@ -221,6 +222,7 @@ fn idle(bench: &mut Bench, args: &Args, payload: &Payload) -> Result<(), String>
     if allowed <= IDLE_AT_A_TIME {
         return Err("that is too few to say anything".to_owned());
     }
+    bench.report.contend(contender(&ROOMY));
     let seed = Serving::start(bench, &ROOMY, payload)?;
     let read = |at: usize| {
         let bytes = std::fs::read(&payload.torrents[at]).map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use ringseed_core::metainfo::Metainfo;
 
 use super::child::is_interrupted;
 use super::data::{Payload, Plan, size_text};
-use super::peers::Peer;
+use super::peers::{Peer, contender};
 use super::serve::{Serving, lift_priority};
 use super::table::Table;
 use super::wire::{Wire, blocks_from, drain, percentile, probe};
@@ -65,6 +65,7 @@ pub fn run(args: &Args) -> Report {
         .map(|peer| &**peer)
         .filter(|peer| peer.swarms() && peer.takes(&payload))
         .collect();
+    who.iter().for_each(|peer| bench.report.contend(contender(*peer)));
     let mut turns: Vec<Vec<Turn>> = who.iter().map(|_| Vec::new()).collect();
     for round in 0..bench.runner.turns {
         for place in 0..who.len() {

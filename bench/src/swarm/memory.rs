@@ -55,7 +55,11 @@ pub const ARENA_MIB: f64 = (ringseed_engine::ARENA_LEN_BYTES_DEFAULT >> 20) as f
 
 /// Runs the workload.
 pub fn run(args: &Args) -> Report {
-    let mut bench = Bench::new("memory", &args.common);
+    // `seedleech` compares us with others; here they take part when they are named.
+    let mut bench = match args.common.who.is_empty() {
+        true => Bench::of_ours("memory", &args.common),
+        false => Bench::new("memory", &args.common),
+    };
     let is_wanted = |part: &str| args.parts.iter().any(|wanted| wanted == part);
     if is_wanted("seed")
         && let Err(error) = measure(&mut bench, args)
@@ -68,10 +72,8 @@ pub fn run(args: &Args) -> Report {
     bench.finish()
 }
 
-/// One leech, one seed, and as much content as the disk has room for twice; by default ourselves alone, whom
-/// `seedleech` compares with others.
+/// One leech, one seed, and as much content as the disk has room for twice.
 fn leech(bench: &mut Bench, args: &Args) {
-    bench.who.retain(|peer| !args.common.who.is_empty() || peer.name().starts_with("ringseed"));
     let wanted = args.common.size.unwrap_or(SIZE);
     let _ = fs::create_dir_all(&bench.runner.dir);
     let room = free_bytes(&bench.runner.dir).saturating_sub(ROOM_TO_KEEP) / 2;

@@ -33,6 +33,9 @@ use crate::report::Report;
 use peers::{Engine, Peer, Release};
 use turns::Runner;
 
+/// A median of fewer is none.
+const TURNS_MIN: u32 = 3;
+
 /// What all of these workloads have in common.
 #[derive(clap::Args, Clone)]
 pub struct Options {
@@ -63,6 +66,9 @@ pub struct Options {
     /// No run to warm up.
     #[arg(long)]
     pub quick: bool,
+    /// No run to count system calls and syncs.
+    #[arg(long)]
+    pub no_calls: bool,
 }
 
 impl Options {
@@ -89,6 +95,16 @@ pub struct Bench {
 impl Bench {
     /// Finds everybody and looks at the machine at rest.
     pub fn new(workload: &'static str, options: &Options) -> Bench {
+        let mut bench = Bench::of_ours(workload, options);
+        let found = peers::find();
+        bench.report.notes.extend(found.missing);
+        bench.who.extend(found.peers);
+        bench.who.retain(|peer| options.wants(&peer.name()));
+        bench
+    }
+
+    /// The same without others, for what is ours alone.
+    pub fn of_ours(workload: &'static str, options: &Options) -> Bench {
         // From here on whoever interrupts it finds nothing left.
         child::is_interrupted();
         let mut report = Report::new(workload);
@@ -101,11 +117,11 @@ impl Bench {
             report.fail(format!("{} is missing: cargo build --release", ringseed.display()));
         }
         who.push(Box::new(Engine::UNSYNCED));
-        let found = peers::find();
-        report.notes.extend(found.missing);
-        who.extend(found.peers);
         who.retain(|peer| options.wants(&peer.name()));
-        who.iter().for_each(|peer| report.contend(peers::contender(&**peer)));
+        if options.turns < TURNS_MIN {
+            let turns = options.turns;
+            report.notes.push(format!("turns: {turns}; it runs, and that is all that this shows"));
+        }
         let others = Others::look();
         report.notes.push(others.note());
         let runner = Runner {
@@ -115,7 +131,10 @@ impl Bench {
             others,
             patience: Duration::from_secs(options.patience),
             warms_up: !options.quick,
-            calls_hindrance: calls::hindrance(),
+            calls_hindrance: match options.no_calls {
+                true => Some("--no-calls".to_owned()),
+                false => calls::hindrance(),
+            },
         };
         Bench { runner, report, who }
     }

@@ -23,7 +23,7 @@ const SHARDS: [(u32, u32); 3] = [(1, 1), (4, 4), (4, 3)];
 
 /// Runs the workload.
 pub fn run(args: &Args) -> Report {
-    let mut bench = Bench::new("shards", &args.common);
+    let mut bench = Bench::of_ours("shards", &args.common);
     let program = args.common.program();
     let release = |shards| -> Box<dyn Peer> {
         Box::new(Release { shards: Some(shards), ..Release::new(program.clone()) })

@@ -15,7 +15,7 @@ use super::Bench;
 use super::child::{Sign, free_port, is_interrupted, nap};
 use super::data::{Payload, Plan, size_text};
 use super::fairness::{Args, piece_text, stream};
-use super::peers::{Engine, Job, Peer};
+use super::peers::{Engine, Job, Peer, contender};
 use super::serve::Serving;
 use super::table::Table;
 use super::wire::{Came, Wire, bits, blocks_from, drain};
@@ -45,6 +45,7 @@ pub fn run(bench: &mut Bench, args: &Args) {
     let mut table = Table::new(&title, &["alone, MB/s", "beside them, MB/s", "share"]);
     let title_served = format!("one fast leech of a seed, beside {} at 10 KiB/s", args.slow);
     let mut served = Table::new(&title_served, &["alone, MB/s", "beside them, MB/s", "share"]);
+    bench.report.contend(contender(&Engine::UNSYNCED));
     for &piece in &args.slow_pieces {
         let _ = std::fs::remove_dir_all(&bench.runner.dir);
         let plans = [Plan::file("payload.bin", size)];

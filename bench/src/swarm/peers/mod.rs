@@ -98,7 +98,7 @@ pub trait Peer: Sync {
 
     /// What it has made sure of when it says that it is complete; how many syncs it made is counted, too.
     fn durability(&self) -> &'static str {
-        "as it likes: nothing asked for"
+        "its default, nothing asked for"
     }
 
     /// Whether it can move such a payload by one process on each side.

@@ -45,7 +45,10 @@ impl Peer for Release {
             "auto" => String::new(),
             driver => format!(", --io-driver {driver}"),
         };
-        format!("the release binary at its defaults{driver}, no trackers")
+        let shards = self.shards.map_or(String::new(), |(seed, leech)| {
+            format!(", --shards {seed} for the seed, {leech} for the leech")
+        });
+        format!("the release binary at its defaults{driver}{shards}, no trackers")
     }
 
     fn durability(&self) -> &'static str {
