@@ -36,7 +36,7 @@ impl Figure {
     pub fn new(shape: &str, who: &str, turns: &[f64]) -> Figure {
         let mut sorted = turns.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let median = sorted[sorted.len() / 2];
+        let median = (sorted[sorted.len() / 2] + sorted[(sorted.len() - 1) / 2]) / 2.0;
         let spread = (sorted[sorted.len() - 1] - sorted[0]) / median;
         Figure {
             shape: shape.to_owned(),

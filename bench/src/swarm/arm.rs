@@ -77,9 +77,7 @@ impl Arm {
 
     /// Median of something over the samples; `None` without any.
     pub fn median(&self, of: impl Fn(&Sample) -> f64) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.samples.iter().map(of).collect();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        median(self.samples.iter().map(of).collect())
     }
 
     /// Median of bytes per second.
@@ -139,6 +137,14 @@ impl Arm {
     }
 }
 
+/// The middle value, or the mean of the two in the middle; `None` without any.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = values[(values.len() - 1) / 2];
+    Some((lower + upper) / 2.0)
+}
+
 /// All contenders, a table for each thing that was done.
 pub fn table(arms: &[Arm]) -> String {
     let (mut text, mut what) = (String::new(), "");
@@ -193,6 +199,14 @@ pub mod tests {
                 "| 3 | 537 (268 to 1074) | 150 % | 2.00 | 0.50 | 1.50 | 2.00 |  | 1 | 2 |"
             )
         );
+    }
+
+    /// Of two turns the faster one was the median.
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_two_in_the_middle() {
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 8.0]), Some(3.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(Vec::new()), None);
     }
 
     /// Hours of warming up were shown as "none" when somebody ended them.

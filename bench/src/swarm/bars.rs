@@ -37,12 +37,12 @@ impl Quantity {
         is_cost: true,
     };
     pub const LEECH_MIB: Quantity = Quantity {
-        name: "MiB, leech",
+        name: "MiB at the peak, leech",
         of: |arm| arm.median(|sample: &Sample| mib(sample.leech_rss_bytes)),
         is_cost: true,
     };
     pub const SEED_MIB: Quantity = Quantity {
-        name: "MiB, seed",
+        name: "MiB at the peak, seed",
         of: |arm| arm.median(|sample: &Sample| mib(sample.seed_rss_bytes)),
         is_cost: true,
     };
@@ -102,24 +102,12 @@ impl Judge<'_> {
 
     /// Each of ours must be within a bound.
     pub fn bound(&mut self, quantity: Quantity, must: f64, stretch: Option<f64>) {
-        self.bound_beyond(quantity, 0.0, "", must, stretch);
-    }
-
-    /// The same of what is beyond something that is granted, such as buffers.
-    pub fn bound_beyond(
-        &mut self,
-        quantity: Quantity,
-        granted: f64,
-        of: &str,
-        must: f64,
-        stretch: Option<f64>,
-    ) {
         let peer = quantity.best(self.arms);
         for ours in self.arms.iter().filter(|arm| is_ours(arm)) {
-            let Some(value) = quantity.found(ours).map(|value| value - granted) else { continue };
-            let what = format!("{}, {}: {}{of}", self.topic, ours.who, quantity.name);
+            let Some(value) = quantity.found(ours) else { continue };
+            let what = format!("{}, {}: {}", self.topic, ours.who, quantity.name);
             let bar = bar(quantity, &what, value, must, stretch);
-            let topic = format!("{}: {}{of}", self.topic, quantity.name);
+            let topic = format!("{}: {}", self.topic, quantity.name);
             self.push(bar.with(&topic, &ours.who, quantity.name, value, peer));
         }
     }
@@ -170,12 +158,11 @@ mod tests {
         let arms = [of("ringseed", 1.0), of("rqbit", 5.0)];
         let mut judge = Judge { report: &mut report, arms: &arms, topic: "a file" };
         judge.times_best(Quantity::CPU, 0.25, None);
-        judge.bound_beyond(Quantity::LEECH_MIB, 1.0, " beyond buffers", 0.5, None);
+        judge.bound(Quantity::LEECH_MIB, 1.0, None);
         let behind = report.bars[0].behind.clone().unwrap();
         assert_eq!((report.bars[0].met, behind.ours, behind.is_ratio), (true, 1.0, true));
         assert_eq!(behind.peer, Some(("rqbit".to_owned(), 5.0)));
-        // Two MiB, of which one is granted.
         let behind = report.bars[1].behind.clone().unwrap();
-        assert_eq!((report.bars[1].met, behind.ours, behind.is_ratio), (false, 1.0, false));
+        assert_eq!((report.bars[1].met, behind.ours, behind.is_ratio), (false, 2.0, false));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ringseed_core::geometry::Kind;
 use ringseed_core::metainfo::Metainfo;
 
+use super::arm::median as median_of;
 use super::child::is_interrupted;
 use super::data::{Payload, Plan, size_text};
 use super::peers::{Peer, contender};
@@ -91,9 +92,7 @@ pub fn run(args: &Args) -> Report {
     }
     for (peer, turns) in who.iter().zip(&turns).filter(|(_, turns)| !turns.is_empty()) {
         let median = |of: &dyn Fn(&Turn) -> f64| {
-            let mut sorted: Vec<f64> = turns.iter().map(of).collect();
-            sorted.sort_by(f64::total_cmp);
-            sorted[sorted.len() / 2]
+            median_of(turns.iter().map(of).collect()).unwrap_or(f64::NAN)
         };
         let ms = |of: fn(&Turn) -> Duration| median(&|turn| of(turn).as_secs_f64() * 1000.0);
         let (rest, busy) = (ms(|turn| turn.rest[1]), ms(|turn| turn.busy[1]));

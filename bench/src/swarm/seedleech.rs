@@ -3,10 +3,9 @@
 use ringseed_core::geometry::Kind;
 
 use super::arm::Arm;
-pub use super::bars::is_ours;
-use super::bars::{Judge, Quantity};
+use super::bars::{Judge, Quantity, is_ours};
 use super::data::{Payload, Plan, size_text};
-use super::memory::{ARENA_MIB, BEYOND_ARENA, BEYOND_ARENA_MIB};
+use super::memory::HELD_MIB;
 use super::peers;
 use super::turns::Shape;
 use super::{Bench, Options};
@@ -68,12 +67,6 @@ pub fn kind_of(name: &str) -> Kind {
     }
 }
 
-/// The best of others at something, of those that are compared with us.
-pub fn best(arms: &[Arm], of: fn(&Arm) -> Option<f64>, least: bool) -> Option<(f64, String)> {
-    let quantity = Quantity { name: "", of, is_cost: least };
-    quantity.best(arms).map(|(value, who)| (value, who.to_owned()))
-}
-
 fn bars(report: &mut Report, what: &str, kind: Kind, args: &Args, arms: &[Arm]) {
     let is_hybrid = kind == Kind::Hybrid;
     let state = match (args.cold, args.pinned) {
@@ -112,7 +105,7 @@ fn bars(report: &mut Report, what: &str, kind: Kind, args: &Args, arms: &[Arm]) 
         judge.bound(Quantity::SEED_CPU, 0.40, Some(0.30));
     }
     for quantity in [Quantity::LEECH_MIB, Quantity::SEED_MIB] {
-        judge.bound_beyond(quantity, ARENA_MIB, BEYOND_ARENA, BEYOND_ARENA_MIB, None);
+        judge.bound(quantity, HELD_MIB, None);
     }
     judge.bound(Quantity::RECEIVED_CALLS, 1000.0, None);
     judge.bound(Quantity::SENT_CALLS, 800.0, None);

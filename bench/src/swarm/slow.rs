@@ -12,6 +12,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_core::wire::message::{Message, RawBlock};
 
 use super::Bench;
+use super::arm::median;
 use super::child::{Sign, free_port, is_interrupted, nap};
 use super::data::{Payload, Plan, size_text};
 use super::fairness::{Args, piece_text, stream};
@@ -67,11 +68,8 @@ pub fn run(bench: &mut Bench, args: &Args) {
                 }
             }
         }
-        let median = |times: &mut Vec<f64>| {
-            times.sort_by(f64::total_cmp);
-            times.get(times.len() / 2).map_or(f64::NAN, |seconds| size as f64 / seconds)
-        };
-        let [alone, beside] = times.each_mut().map(median);
+        let rate = |times| median(times).map_or(f64::NAN, |seconds| size as f64 / seconds);
+        let [alone, beside] = times.map(rate);
         table.row(&piece_text(piece), &[alone / 1e6, beside / 1e6, beside / alone]);
         let what =
             format!("{} slow peers, {}: share of the speed alone", args.slow, piece_text(piece));

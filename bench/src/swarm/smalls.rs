@@ -3,8 +3,8 @@
 use ringseed_core::geometry::Kind;
 
 use super::arm::Arm;
+use super::bars::{Judge, Quantity, is_ours};
 use super::data::{Plan, random_lens, size_text};
-use super::seedleech::{best, is_ours};
 use super::turns::Shape;
 use super::{Bench, Options};
 use crate::report::{Bar, Report};
@@ -64,12 +64,7 @@ fn files(bench: &mut Bench, args: &Args, of: &str, lens: Vec<u64>) {
 }
 
 fn against_best(report: &mut Report, arms: &[Arm], text: &str, must: f64, stretch: Option<f64>) {
-    let Some((peer, who)) = best(arms, Arm::rate, false) else { return };
-    for ours in arms.iter().filter(|arm| is_ours(arm)) {
-        let Some(rate) = ours.rate() else { continue };
-        let what = format!("{text}, {}: times {who}", ours.who);
-        report.bars.push(Bar::at_least(&what, rate / peer, must, stretch));
-    }
+    Judge { report, arms, topic: text }.times_best(Quantity::RATE, must, stretch);
 }
 
 /// A long torrent whose files begin and end in the middle of sectors, beside a single file of its length.
@@ -101,7 +96,11 @@ fn odd(bench: &mut Bench, args: &Args) {
                 "{ODD_FILES} files of odd lengths, {}: share of a single file's speed",
                 odd.who
             );
-            bench.report.bars.push(Bar::at_least(&what, odd_rate / single, 0.85, None));
+            let bar = Bar::at_least(&what, odd_rate / single, 0.85, None);
+            let topic =
+                format!("{ODD_FILES} files of odd lengths, no pads: MB/s, beside a single file");
+            let peer = Some((single / 1e6, "ours, one file"));
+            bench.report.bars.push(bar.with(&topic, &odd.who, "MB/s", odd_rate / 1e6, peer));
         }
     }
 }
@@ -128,11 +127,11 @@ fn start(bench: &mut Bench, args: &Args) {
     let plans = [Plan::file("small.bin", START_LEN)];
     let Some(payload) = bench.payload(Kind::V1, 1 << 20, &plans, &args.common, 1) else { return };
     let arms = bench.compare("30 MB v1, pieces of 1 MiB", &payload, Shape::PAIR);
-    let seconds = |arm: &Arm| arm.median(|sample| sample.seconds);
-    let Some((peer, who)) = best(&arms, seconds, true) else { return };
-    for ours in arms.iter().filter(|arm| is_ours(arm)) {
-        let Some(taken) = seconds(ours) else { continue };
-        let what = format!("30 MB from start to complete, {}: times {who}", ours.who);
-        bench.report.bars.push(Bar::at_most(&what, taken / peer, 0.6, Some(0.4)));
-    }
+    let seconds = Quantity {
+        name: "s from start to complete",
+        of: |arm| arm.median(|sample| sample.seconds),
+        is_cost: true,
+    };
+    let mut judge = Judge { report: &mut bench.report, arms: &arms, topic: "30 MB v1" };
+    judge.times_best(seconds, 0.6, Some(0.4));
 }

@@ -109,6 +109,13 @@ impl Runner {
             .copied()
             .filter(|peer| peer.takes(payload))
             .filter(|peer| peer.swarms() || shape.seeds + shape.leeches == 2)
+            .filter(|peer| {
+                let reason = peer.declines(payload);
+                let text =
+                    reason.as_ref().map(|reason| format!("{what}: {}: {reason}", peer.name()));
+                report.notes.extend(text);
+                reason.is_none()
+            })
             .collect();
         let mut arms: Vec<Arm> = who
             .iter()

@@ -11,6 +11,7 @@ mod plain;
 mod qbittorrent;
 mod rqbit;
 mod transmission;
+mod vortex;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -104,6 +105,11 @@ pub trait Peer: Sync {
     /// Whether it can move such a payload by one process on each side.
     fn takes(&self, payload: &Payload) -> bool;
 
+    /// Why it does not move what it could move, for the report.
+    fn declines(&self, _payload: &Payload) -> Option<String> {
+        None
+    }
+
     /// Whether what it fetched is on disk to be compared; the roof throws it away.
     fn keeps(&self) -> bool {
         true
@@ -167,9 +173,7 @@ pub fn find() -> Found {
     add(qbittorrent::find());
     add(plain::find_rsync());
     add(Ok(plain::pumps()));
-    add(Err(
-        "vortex has no program that runs without a terminal (its command line is a text interface)",
-    ));
+    add(vortex::find());
     found
 }
 
