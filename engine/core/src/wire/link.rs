@@ -13,8 +13,10 @@ use super::channel::{Bounds, Channel, ChannelConfig, ChannelEvent, Kept};
 use super::error::LinkError;
 use super::handshake::{HANDSHAKE_LEN, Handshake, PeerId, Reserved, WireId};
 use super::message::{Frame, FrameLimits, Message, PIECE_HEADER_LEN, frame, piece_header};
-use super::plan::{ChannelId, GatherList, Landed, PLAN_BLOCKS_MAX, PlanSlot, ReceivePlan};
-use crate::geometry::BlockRef;
+use super::plan::{
+    ChannelId, GatherList, Landed, PLAN_BLOCKS_MAX, PLAN_BLOCKS_MIN, PlanSlot, ReceivePlan,
+};
+use crate::geometry::{BLOCK_LEN, BlockRef};
 
 /// What is read at a time when nothing is predicted, in bytes: room for a burst of haves. Whoever fills that is
 /// read four times as much the next time, up to [`SMALL_LEN_MAX`]: a flood is over sooner the fewer calls
@@ -129,6 +131,9 @@ pub struct Link {
     mid: Option<MidBlock>,
     /// What the receive in flight was planned as.
     plan: Vec<PlanSlot>,
+    /// Blocks that the next receive is planned for: planning for many that do not come costs as much as
+    /// taking them in.
+    blocks_ahead: usize,
     scratch: Vec<u8>,
     /// What is read next when nothing is predicted, in bytes.
     small_len: usize,
@@ -190,6 +195,7 @@ impl Link {
             staged: Vec::new(),
             mid: None,
             plan: Vec::new(),
+            blocks_ahead: PLAN_BLOCKS_MAX,
             scratch: Vec::new(),
             small_len: SMALL_LEN,
             greeting: None,
@@ -282,7 +288,7 @@ impl Link {
         slots: &mut Vec<PlanSlot>,
         can_place: &mut dyn FnMut(ChannelId, BlockRef) -> bool,
     ) {
-        let mut blocks_left = PLAN_BLOCKS_MAX;
+        let mut blocks_left = self.blocks_ahead;
         if let Some(mid) = &mut self.mid {
             let (channel, block, from_offset) = (mid.channel, mid.block, mid.filled);
             let (len, rest) = (mid.rest_of_block(), mid.rest() as usize);
@@ -367,6 +373,7 @@ impl Link {
         self.last_received = now;
         self.received_bytes += len_bytes as u64;
         let was_open = self.phase == Phase::Open;
+        self.blocks_ahead = self.blocks_ahead_after(&plan, len_bytes);
         let result = self.walk(now, &plan, len_bytes, landed, &mut scratch);
         // Questions are paid for after the receive that brought them, so that of these few are read at once.
         let is_filled = matches!(plan[..], [PlanSlot::Small { len }] if len == len_bytes);
@@ -384,6 +391,20 @@ impl Link {
         self.paused_until = pauses.filter(|&until| until > now).max();
         self.watch_progress(now);
         result
+    }
+
+    /// A receive that came back full may have left as much behind; otherwise room for twice what came is enough.
+    /// One that expected no block says nothing.
+    fn blocks_ahead_after(&self, plan: &[PlanSlot], len_bytes: usize) -> usize {
+        if !plan.iter().any(|slot| matches!(slot, PlanSlot::Block { .. })) {
+            return self.blocks_ahead;
+        }
+        let planned: usize = plan.iter().map(PlanSlot::len_bytes).sum();
+        let blocks = match len_bytes >= planned {
+            true => 2 * self.blocks_ahead,
+            false => 2 * len_bytes.div_ceil(BLOCK_LEN as usize),
+        };
+        blocks.clamp(PLAN_BLOCKS_MIN, PLAN_BLOCKS_MAX)
     }
 
     fn walk(

@@ -14,6 +14,8 @@ impl ChannelId {
 /// Most blocks that one receive is planned for. 64 blocks are 1 MiB: more do not save syscalls that
 /// would be felt, and `IOV_MAX` (1024) is far.
 pub const PLAN_BLOCKS_MAX: usize = 64;
+/// Fewest blocks that a receive is planned for, if so many were asked for.
+pub const PLAN_BLOCKS_MIN: usize = 16;
 /// Most slots of one plan: a header and a payload slot per block, and two for what is half done.
 pub const PLAN_SLOTS_MAX: usize = 2 * PLAN_BLOCKS_MAX + 2;
 

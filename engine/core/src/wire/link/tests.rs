@@ -14,7 +14,7 @@ use super::super::message::{DecodeError, HashRequest, RawBlock};
 use super::super::plan::GatherItem;
 use super::*;
 use crate::bitfield::Bitfield;
-use crate::geometry::{BLOCK_LEN, FileSpan, Geometry, GeometryError, Kind};
+use crate::geometry::{FileSpan, Geometry, GeometryError, Kind};
 
 const PIECE_LEN: u32 = 64 * 1024;
 const TORRENT: WireId = WireId([7; 20]);
@@ -395,6 +395,24 @@ fn right_prediction_lands_in_place_without_a_copy() {
     assert!(bench.channel_events().iter().all(in_place));
     assert_eq!(bench.blocks.len(), blocks.len());
     assert!(bench.link.scratch.capacity() <= SMALL_LEN, "the scratch was used");
+}
+
+#[test]
+fn a_receive_is_planned_for_what_the_last_one_brought() {
+    let blocks = all_blocks();
+    assert!(blocks.len() > 2 * PLAN_BLOCKS_MIN);
+    let mut bench = Bench::asking(&blocks);
+    let stream: Vec<u8> = blocks.iter().flat_map(|&block| piece_message(block)).collect();
+    let message_len = PIECE_HEADER_LEN + BLOCK_LEN as usize;
+    // Of all that was expected one block came.
+    assert_eq!(bench.receive_some(&stream, message_len).unwrap(), message_len);
+    let rest = &stream[message_len..];
+    // It comes back full, so the next is planned for twice as many: here all that are left.
+    let len = bench.receive_some(rest, usize::MAX).unwrap();
+    assert_eq!(len, PLAN_BLOCKS_MIN * message_len);
+    let rest = &rest[len..];
+    assert_eq!(bench.receive_some(rest, usize::MAX).unwrap(), rest.len());
+    assert_eq!(bench.blocks.len(), blocks.len());
 }
 
 #[test]
