@@ -301,6 +301,7 @@ fn turns(saved: &Saved) -> Option<String> {
     let counts: Vec<usize> = ours.map(|arm| arm.samples.len()).collect();
     let (least, most) = (counts.iter().min()?, counts.iter().max()?);
     Some(match least == most {
+        true if *most == 1 => "a single turn, no median".to_owned(),
         true => format!("medians of {most} turns"),
         false => format!("medians of {least} to {most} turns"),
     })
