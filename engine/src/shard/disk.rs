@@ -20,7 +20,7 @@ use crate::io::{FileId, Op, OpenMode, ReadPath};
 
 /// Operations in flight at most, over all shards, each of which has its part: a device does not know how
 /// many there are. Depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
-const OPS_IN_FLIGHT_MAX: usize = 32;
+pub(super) const OPS_IN_FLIGHT_MAX: usize = 32;
 /// Of these, for checking: a check never keeps the foreground waiting for more than a few reads.
 const CHECK_OPS_IN_FLIGHT_MAX: usize = 8;
 /// Bytes in flight at most.

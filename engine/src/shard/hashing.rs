@@ -13,6 +13,7 @@ use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use ringseed_sys::hash;
 
 use super::Shard;
+use super::disk::OPS_IN_FLIGHT_MAX;
 use super::listing::{Active, Stage};
 use super::peer::Conn;
 use super::timers::Timer;
@@ -175,7 +176,11 @@ impl Shard {
         // filled does hashing them bring any back.
         let is_much = held_bytes >= self.fill_max() as u64 * EXTENT_LEN_BYTES as u64 / 2;
         let is_pressed = is_much && !self.starving.is_empty() || self.is_stopping;
-        if self.now >= due_at || is_full || is_pressed || !self.awaits_blocks_of(pieces) {
+        // Everything asked for may be here because there are no buffers to ask for more: those that are being
+        // written come back in a moment. As long as the disk has enough to do, nothing is lost by that.
+        let is_short = !self.starving.is_empty() && self.cache.pinned_len() >= OPS_IN_FLIGHT_MAX;
+        let more_comes = is_short || self.awaits_blocks_of(pieces);
+        if self.now >= due_at || is_full || is_pressed || !more_comes {
             return false;
         }
         self.timers.set(due_at, Timer::Hash);
