@@ -163,8 +163,9 @@ impl<P: Copy + Ord> HashFetch<P> {
         Some(request)
     }
 
-    /// Hashes came. `known(root, layer, index)` gives nodes of the piece layer that are known; the
-    /// root itself need not be looked up.
+    /// Hashes came that the peer was asked for, if only by its channel's account: who was passed over for its
+    /// silence and answers after all is as good as any, as hashes prove themselves. `known(root, layer, index)`
+    /// gives nodes of the piece layer that are known; the root itself need not be looked up.
     ///
     /// # Errors
     /// [`HashesError`] when the peer is at fault; another one will be asked.
@@ -175,8 +176,7 @@ impl<P: Copy + Ord> HashFetch<P> {
         hashes: &[Hash],
         known: impl FnOnce(&Hash, u32, u64) -> Option<Hash>,
     ) -> Result<Verified, HashesError> {
-        let chunk = self.chunks.get(request).filter(|chunk| chunk.asked == Some(peer));
-        let chunk = chunk.ok_or(HashesError::NotAsked)?;
+        let chunk = self.chunks.get(request).ok_or(HashesError::NotAsked)?;
         let (shape, range) = (chunk.shape, chunk.range);
         let (layer, index) = range.anchor();
         let anchor = if layer == shape.layer_count() {
@@ -186,14 +186,15 @@ impl<P: Copy + Ord> HashFetch<P> {
         };
         let Some(anchor) = anchor else {
             // We have lost what it leads to: no fault of the peer.
-            self.release(*request, None);
+            self.release_from(peer, request, None);
             return Err(HashesError::NotAsked);
         };
         if let Err(error) = range.check(shape, hashes, &anchor) {
-            self.release(*request, Some(peer));
+            self.release_from(peer, request, Some(peer));
             return Err(error.into());
         }
         self.chunks.remove(request);
+        self.idle.remove(request);
         let known_count = shape.node_count(request.base_layer) - u64::from(request.index);
         let count = known_count.min(request.length.into()) as usize;
         let hashes = hashes[..count].to_vec();
@@ -215,9 +216,7 @@ impl<P: Copy + Ord> HashFetch<P> {
 
     /// A peer will not send these hashes.
     pub fn handle_rejected(&mut self, peer: P, request: &HashRequest) {
-        if self.chunks.get(request).is_some_and(|chunk| chunk.asked == Some(peer)) {
-            self.release(*request, Some(peer));
-        }
+        self.release_from(peer, request, Some(peer));
     }
 
     /// A request could not be sent: it is idle again.
@@ -245,6 +244,13 @@ impl<P: Copy + Ord> HashFetch<P> {
                 chunk.asked = None;
                 self.idle.insert(request);
             }
+        }
+    }
+
+    /// A peer is done with a request, unless meanwhile another one has been asked.
+    fn release_from(&mut self, peer: P, request: &HashRequest, refused_by: Option<P>) {
+        if self.chunks.get(request).is_some_and(|chunk| chunk.asked == Some(peer)) {
+            self.release(*request, refused_by);
         }
     }
 
@@ -367,7 +373,6 @@ mod tests {
         let none = |_: &Hash, _: u32, _: u64| None;
         let request = fetch.next_request(A).unwrap();
         let mut hashes = answer(&file, &request);
-        assert_eq!(fetch.handle_hashes(B, &request, &hashes, none), Err(HashesError::NotAsked));
         hashes[1][0] ^= 1;
         assert!(matches!(
             fetch.handle_hashes(A, &request, &hashes, none),
@@ -388,6 +393,46 @@ mod tests {
         fetch.handle_unsent(&request);
         assert_eq!(fetch.next_request_if(B, |_| false), None);
         assert_eq!(fetch.next_request(B), Some(request));
+    }
+
+    /// A busy peer answered 64 requests six seconds after it had been asked, when it had just been passed over:
+    /// all of it was thrown away and asked for anew, and so again, for a minute and a half.
+    #[test]
+    fn who_was_passed_over_and_answers_after_all_is_believed() {
+        let file = file(40);
+        let mut fetch = HashFetch::new();
+        fetch.want_layer(file.root, file.shape, PIECE_LAYER);
+        let none = |_: &Hash, _: u32, _: u64| None;
+        let request = fetch.next_request(A).unwrap();
+        let hashes = answer(&file, &request);
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(A), None, "passed over");
+        assert_eq!(fetch.next_request(B), Some(request));
+        let verified = fetch.handle_hashes(A, &request, &hashes, none).unwrap();
+        assert_eq!(verified.layer, Some(piece_layer_from_leaves(&file.leaves, PIECE_LAYER)));
+        assert!(fetch.is_complete());
+        assert_eq!(fetch.handle_hashes(B, &request, &hashes, none), Err(HashesError::NotAsked));
+        fetch.handle_rejected(B, &request);
+        assert_eq!(fetch.next_request(PeerKey(3)), None, "it is here");
+    }
+
+    /// Nor does a false answer that comes late take the request from whoever was asked since.
+    #[test]
+    fn a_false_answer_that_comes_late_leaves_the_request_where_it_is() {
+        let file = file(40);
+        let mut fetch = HashFetch::new();
+        fetch.want_layer(file.root, file.shape, PIECE_LAYER);
+        let none = |_: &Hash, _: u32, _: u64| None;
+        let request = fetch.next_request(A).unwrap();
+        let hashes = answer(&file, &request);
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), Some(request));
+        let mut other = hashes.clone();
+        other[1][0] ^= 1;
+        let verdict = fetch.handle_hashes(A, &request, &other, none);
+        assert!(matches!(verdict, Err(HashesError::False(_))));
+        assert_eq!(fetch.next_request(PeerKey(3)), None, "B is asked");
+        assert!(fetch.handle_hashes(B, &request, &hashes, none).is_ok());
     }
 
     #[test]
