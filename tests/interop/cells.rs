@@ -352,7 +352,8 @@ fn tail(text: &str) -> &str {
 fn explain(what: &str, ours: &Program, theirs: &mut dyn Running) -> Failed {
     let theirs = theirs.program();
     format!(
-        "{what}\n--- ours\n{}\n--- theirs\n{}\n{}",
+        "{what}\n--- ours\n{}\n{}\n--- theirs\n{}\n{}",
+        tail(&ours.stdout()),
         tail(&ours.stderr()),
         tail(&theirs.stdout()),
         tail(&theirs.stderr())
@@ -360,11 +361,18 @@ fn explain(what: &str, ours: &Program, theirs: &mut dyn Running) -> Failed {
     .into()
 }
 
+/// Ends ours in good order, so that its counters are in its log.
+fn last_words(ours: &Program) {
+    ours.signal(Signal::INT);
+    std::thread::sleep(Duration::from_secs(2));
+}
+
 /// Runs `wait_complete` so that our log is shown too when it panics.
 pub fn await_leech(seed: &Program, leech: &mut dyn Running) -> Result<(), Failed> {
     let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait_complete(leech)));
     waited.map_err(|panic| {
         let what = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        last_words(seed);
         explain(what.lines().next().unwrap_or_default(), seed, leech)
     })
 }
@@ -377,6 +385,7 @@ pub fn await_get(get: &mut Program, seed: &mut dyn Running) -> Result<(), Failed
             Some(status) if status.success() => return Ok(()),
             Some(status) => return Err(explain(&format!("get: {status}"), get, seed)),
             None if start.elapsed() > TRANSFER_MAX => {
+                last_words(get);
                 return Err(explain("get does not end", get, seed));
             }
             None => std::thread::sleep(Duration::from_millis(10)),
