@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::super::error::Blame;
-use super::super::message::{DecodeError, HashRequest, RawBlock};
-use super::super::plan::GatherItem;
+use super::super::message::{DecodeError, HashRequest, PIECE_HEADER_LEN, RawBlock, piece_header};
+use super::super::plan::{GatherItem, Landed, PLAN_BLOCKS_MIN, ReceivePlan};
 use super::*;
 use crate::bitfield::Bitfield;
-use crate::geometry::{FileSpan, Geometry, GeometryError, Kind};
+use crate::geometry::{BLOCK_LEN, BlockRef, FileSpan, Geometry, GeometryError, Kind};
 
 const PIECE_LEN: u32 = 64 * 1024;
 const TORRENT: WireId = WireId([7; 20]);
