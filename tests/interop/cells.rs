@@ -437,7 +437,7 @@ pub fn seed_to_us(
     source: &OsString,
     change: impl FnOnce(&mut Job),
 ) -> Result<(), Failed> {
-    let mut job = cell.job("theirs-seeding", cell.source_for(peer), 3, &[]);
+    let mut job = seeding(peer, cell);
     change(&mut job);
     let mut seed = peer.start(&job);
     wait_complete(seed.as_mut());
@@ -460,6 +460,15 @@ fn their_torrent(row: Row) -> Result<(), Failed> {
     );
     let cell = Cell::around(scratch, "tree");
     both_ways(row.peer, &cell, |_| {})
+}
+
+/// A job of seeding to us, who dial it: it needs no tracker. Transmission takes an address for a seed, which it
+/// sends nothing and closes after 30 s, once a tracker that knows seeds alone has named it, and its own address
+/// is the one that a dial on the same machine comes from.
+fn seeding(peer: Peer, cell: &Cell) -> Job {
+    let mut job = cell.job("theirs-seeding", cell.source_for(peer), 3, &[]);
+    job.tracker.clear();
+    job
 }
 
 /// The client from us, then we from it; `change` may change what it is asked to do.
@@ -521,7 +530,7 @@ fn they_resume(row: Row) -> Result<(), Failed> {
 fn we_resume(row: Row) -> Result<(), Failed> {
     let cell = Cell::of_tree(row.kind, true);
     let total = cell.metainfo.info().geometry().payload_len();
-    let mut job = cell.job("theirs-seeding", cell.source_for(row.peer), 3, &[]);
+    let mut job = seeding(row.peer, &cell);
     job.upload_rate_max = Some(SLOW);
     let mut seed = row.peer.start(&job);
     wait_complete(seed.as_mut());

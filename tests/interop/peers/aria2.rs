@@ -26,8 +26,10 @@ pub fn start(job: &Job) -> Aria2 {
         "--check-integrity=true".to_owned(),
         // It seeds until it is told to end.
         "--seed-ratio=0.0".to_owned(),
-        format!("--bt-tracker={}", job.tracker),
     ];
+    if !job.tracker.is_empty() {
+        args.push(format!("--bt-tracker={}", job.tracker));
+    }
     // It finds no IPv6 address where the loopback device has none of its own, and takes any.
     if job.addr.is_ipv4() {
         args.push(format!("--interface={}", job.addr.ip()));

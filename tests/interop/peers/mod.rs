@@ -58,7 +58,7 @@ pub struct Job {
     pub folder: PathBuf,
     /// Whom it is told of, by what means it has.
     pub peers: Vec<SocketAddr>,
-    /// URL of a tracker, for programs that can be told of peers in no other way.
+    /// URL of a tracker, for programs that can be told of peers in no other way; empty for none.
     pub tracker: String,
     /// Upload cap, bytes per second.
     pub upload_rate_max: Option<u64>,
@@ -80,8 +80,11 @@ impl Job {
         text.starts_with("magnet:").then_some(text)
     }
 
-    /// A copy of the torrent, or the link, with the tracker in it.
+    /// A copy of the torrent, or the link, with the tracker in it, if there is one.
     fn source_with_tracker(&self) -> OsString {
+        if self.tracker.is_empty() {
+            return self.source.clone();
+        }
         if let Some(link) = self.magnet() {
             return format!("{link}&tr={}", self.tracker.replace(':', "%3A").replace('/', "%2F"))
                 .into();
