@@ -160,6 +160,16 @@ pub fn pin_to_core(core: usize) {
     pin_to_cores(&[core]);
 }
 
+/// A core for the program that is measured and the others for those that measure it; none of its own where there
+/// is one core.
+pub fn core_apart() -> (Option<usize>, Vec<usize>) {
+    let cores = cores_allowed();
+    match cores.split_first() {
+        Some((&first, rest)) if !rest.is_empty() => (Some(first), rest.to_vec()),
+        _ => (None, cores),
+    }
+}
+
 /// Like [`pin_to_core`], to any of several.
 pub fn pin_to_cores(cores: &[usize]) {
     let mut set = rustix::thread::CpuSet::new();

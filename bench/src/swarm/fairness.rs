@@ -159,11 +159,7 @@ fn shares(
     seconds: u64,
     has_crowd: bool,
 ) -> Result<Vec<f64>, String> {
-    let cores = machine::cores_allowed();
-    let (own, others) = match cores.split_first() {
-        Some((&first, rest)) if !rest.is_empty() => (Some(first), rest.to_vec()),
-        _ => (None, cores),
-    };
+    let (own, others) = machine::core_apart();
     let (seed, others) = (Serving::start_on(bench, peer, payload, own)?, &others);
     let torrent = payload.metainfo();
     let counted: Vec<AtomicU64> = (0..EQUAL).map(|_| AtomicU64::new(0)).collect();

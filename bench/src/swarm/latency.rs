@@ -12,10 +12,11 @@ use super::arm::median as median_of;
 use super::child::is_interrupted;
 use super::data::{Payload, Plan, size_text};
 use super::peers::{Peer, contender};
-use super::serve::{Serving, lift_priority};
+use super::serve::{Serving, lift_priority, lower_priority};
 use super::table::Table;
 use super::wire::{Wire, blocks_from, drain, percentile, probe};
 use super::{Bench, Options};
+use crate::machine;
 use crate::report::{Bar, Report};
 
 /// What to measure.
@@ -51,7 +52,8 @@ pub fn run(args: &Args) -> Report {
         return bench.finish();
     };
     bench.report.notes.push(format!(
-        "blocks of 16 KiB from {} v1, the same {} again and again, one at a time and 1 ms apart{}",
+        "blocks of 16 KiB from {} v1, the same {} again and again, one at a time and 1 ms apart; the seed on a \
+         core of its own{}",
         size_text(size),
         size_text(PROBED_LEN),
         if lift_priority() { "; the prober runs before others" } else { "" }
@@ -111,12 +113,15 @@ pub fn run(args: &Args) -> Report {
     bench.finish()
 }
 
+/// The seed has a core of its own where there are several, and the stream's reader does not run before it: what
+/// is measured is how long a request waits in the seed, and not for the scheduler's next slice (3 ms).
 fn turn(bench: &Bench, peer: &dyn Peer, payload: &Payload, seconds: u64) -> Result<Turn, String> {
-    let seed = Serving::start(bench, peer, payload)?;
+    let (own, others) = machine::core_apart();
+    let seed = Serving::start_on(bench, peer, payload, own)?;
     let torrent = payload.metainfo();
     let time = Duration::from_secs(seconds);
-    let (rest, _) = measure(&seed, &torrent, time, false)?;
-    let (busy, stream) = measure(&seed, &torrent, time, true)?;
+    let (rest, _) = measure(&seed, &torrent, time, &others, false)?;
+    let (busy, stream) = measure(&seed, &torrent, time, &others, true)?;
     Ok(Turn { rest, busy, stream })
 }
 
@@ -125,6 +130,7 @@ fn measure(
     seed: &Serving,
     torrent: &Metainfo,
     time: Duration,
+    cores: &[usize],
     streams: bool,
 ) -> Result<([Duration; 2], f64), String> {
     let geometry = torrent.info().geometry();
@@ -136,6 +142,8 @@ fn measure(
         if streams {
             let counted = &counted;
             scope.spawn(move || {
+                machine::pin_to_cores(cores);
+                lower_priority();
                 let stream = Wire::dial(seed.addr, Ipv4Addr::new(127, 0, 0, 3), torrent, 2);
                 let blocks = blocks_from(geometry, 0);
                 let more = Duration::from_millis(100);
@@ -148,8 +156,12 @@ fn measure(
         counted.store(0, Ordering::Relaxed);
         let probed = (PROBED_LEN / (16 << 10)) as usize;
         let again: Vec<_> = blocks_from(geometry, 0).take(probed).collect();
-        let mut wire = Wire::dial(seed.addr, Ipv4Addr::new(127, 0, 0, 2), torrent, 1)?;
-        probe(&mut wire, again.into_iter().cycle(), until)
+        let prober = scope.spawn(move || {
+            machine::pin_to_cores(cores);
+            let mut wire = Wire::dial(seed.addr, Ipv4Addr::new(127, 0, 0, 2), torrent, 1)?;
+            probe(&mut wire, again.into_iter().cycle(), until)
+        });
+        prober.join().expect("it does not panic")
     });
     let mut trips = trips.map_err(|error| format!("the probe: {error}"))?;
     let stream = counted.load(Ordering::Relaxed) as f64 / time.as_secs_f64();

@@ -62,6 +62,11 @@ impl Drop for Serving {
     }
 }
 
+/// Takes [`lift_priority`] back for the calling thread.
+pub fn lower_priority() {
+    let _ = rustix::process::setpriority_process(None, 0);
+}
+
 /// Lets the calling thread run before others, so that it measures whom it asks and not the scheduler;
 /// whether that was allowed.
 pub fn lift_priority() -> bool {
