@@ -333,7 +333,6 @@ mod tests {
                 };
                 assert!(request.length <= ASKED_MAX && request.length.is_power_of_two());
                 let hashes = answer(&file, &request);
-                let none = |_: &Hash, _: u32, _: u64| None;
                 let verified = fetch.handle_hashes(peer, &request, &hashes, none).unwrap();
                 layer = verified.layer;
             }
@@ -365,13 +364,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn false_or_refused_hashes_are_asked_of_another_peer() {
+    /// A file whose piece layer is one request, which A has been asked.
+    fn asked_of_a() -> (File, HashFetch<PeerKey>, HashRequest) {
         let file = file(40);
         let mut fetch = HashFetch::new();
         fetch.want_layer(file.root, file.shape, PIECE_LAYER);
-        let none = |_: &Hash, _: u32, _: u64| None;
         let request = fetch.next_request(A).unwrap();
+        (file, fetch, request)
+    }
+
+    /// No node of a piece layer is known.
+    fn none(_: &Hash, _: u32, _: u64) -> Option<Hash> {
+        None
+    }
+
+    #[test]
+    fn false_or_refused_hashes_are_asked_of_another_peer() {
+        let (file, mut fetch, request) = asked_of_a();
         let mut hashes = answer(&file, &request);
         hashes[1][0] ^= 1;
         assert!(matches!(
@@ -399,11 +408,7 @@ mod tests {
     /// all of it was thrown away and asked for anew, and so again, for a minute and a half.
     #[test]
     fn who_was_passed_over_and_answers_after_all_is_believed() {
-        let file = file(40);
-        let mut fetch = HashFetch::new();
-        fetch.want_layer(file.root, file.shape, PIECE_LAYER);
-        let none = |_: &Hash, _: u32, _: u64| None;
-        let request = fetch.next_request(A).unwrap();
+        let (file, mut fetch, request) = asked_of_a();
         let hashes = answer(&file, &request);
         fetch.handle_silence();
         assert_eq!(fetch.next_request(A), None, "passed over");
@@ -419,11 +424,7 @@ mod tests {
     /// Nor does a false answer that comes late take the request from whoever was asked since.
     #[test]
     fn a_false_answer_that_comes_late_leaves_the_request_where_it_is() {
-        let file = file(40);
-        let mut fetch = HashFetch::new();
-        fetch.want_layer(file.root, file.shape, PIECE_LAYER);
-        let none = |_: &Hash, _: u32, _: u64| None;
-        let request = fetch.next_request(A).unwrap();
+        let (file, mut fetch, request) = asked_of_a();
         let hashes = answer(&file, &request);
         fetch.handle_silence();
         assert_eq!(fetch.next_request(B), Some(request));
