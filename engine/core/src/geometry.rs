@@ -599,6 +599,13 @@ impl Geometry {
         self.span(file.0).len_bytes
     }
 
+    /// Whether a file that is not empty begins inside of a page: v1 without pads.
+    pub fn lies_askew(&self) -> bool {
+        let is_askew =
+            |file| self.file_len(file) > 0 && !self.file_offset(file).is_multiple_of(4096);
+        self.files().any(|file| !self.is_pad(file) && is_askew(file))
+    }
+
     /// Whether a file of the list is a pad of BEP 47.
     pub fn is_pad(&self, file: FileIndex) -> bool {
         self.files.is_pad(file.0)

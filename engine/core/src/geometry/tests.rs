@@ -380,3 +380,13 @@ fn blocks_of_ours_and_whole_blocks_name_each_other() {
     }
     assert_eq!(whole_count, 5 + 4 + 1 + 2);
 }
+
+#[test]
+fn files_lie_askew_where_one_begins_inside_of_a_page() {
+    let lies_askew =
+        |files: &[FileSpan], kind| Geometry::new(32_768, files, kind).unwrap().lies_askew();
+    assert!(lies_askew(&[file(1), file(1)], Kind::V1));
+    assert!(!lies_askew(&[file(8192), file(1)], Kind::V1));
+    assert!(!lies_askew(&[file(1), file(0), pad(32_767), file(3)], Kind::V1), "padded");
+    assert!(!lies_askew(&[file(1), file(0), file(3)], Kind::V2));
+}

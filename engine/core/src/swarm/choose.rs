@@ -13,6 +13,9 @@ use crate::geometry::{BLOCK_LEN, BlockRef, ExtentIndex};
 /// searched whole; of larger ones a random part, which is as good: what counts is not to take what
 /// everybody takes.
 const CANDIDATES_MAX: usize = 512;
+/// Groups that are begun one after the other where files begin inside of pages: verified together they are
+/// written in one run, of which only the ends are not whole pages. As many as are hashed together.
+const STRETCH: u32 = 16;
 /// What a receiver may take from seeds beyond its own share while the other receivers pass things on,
 /// as a part of the listing divided by the number of receivers. It bounds the copies that seeds send
 /// to about 1.4, and 4/3 is the optimum for four seeds and two joiners of equal uplinks.
@@ -192,7 +195,9 @@ impl Swarm {
             self.work.start(extent, key, self.peers[&key].is_joint, now);
             budget.new_extents -= 1;
         }
+        let group = self.lies_askew.then(|| self.work.group_of_extent(extent));
         let peer = self.peers.get_mut(&key).expect("a known peer");
+        peer.began = group;
         peer.owned.push(extent);
         peer.stealing = stealing;
     }
@@ -323,11 +328,23 @@ impl Swarm {
         // Where nothing but chance would rank those that nobody relays, the first of them is as good as any:
         // comparing hundreds for each extent was a fiftieth of what a leech spent.
         let is_up_to_chance = !(seed && shared) && self.peers[&key].suggested.is_empty();
+        let is_any =
+            |rank: (bool, u16, bool, u64)| is_up_to_chance && (rank.0, rank.1) == (false, 0);
+        let is_next = |group: u32| {
+            let piece = self.work.is_untouched_at(group).then(|| self.first_useful(key, group));
+            piece.flatten().is_some_and(|piece| is_any(rank(&(group, piece))))
+        };
+        let next = self.peers[&key].began.map(|group| group + 1).filter(|next| next % STRETCH != 0);
+        if let Some(next) = next.filter(|&next| is_next(next)) {
+            return Some(next);
+        }
         let mut best = None;
         for candidate in candidates {
             let ranked = (rank(&candidate), candidate.0);
-            if is_up_to_chance && (ranked.0.0, ranked.0.1) == (false, 0) {
-                return Some(candidate.0);
+            if is_any(ranked.0) {
+                let group = candidate.0;
+                let begin = if self.lies_askew { group - group % STRETCH } else { group };
+                return (begin..=group).find(|&group| is_next(group));
             }
             if best.is_none_or(|best| ranked < best) {
                 best = Some(ranked);

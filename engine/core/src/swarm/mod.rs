@@ -142,6 +142,8 @@ struct Peer {
     last_block: Instant,
     /// It has nothing to do, though it could.
     idle_since: Option<Instant>,
+    /// The group it began last, where neighbours want to come together.
+    began: Option<u32>,
     /// It is giving us what belongs to the shares of others.
     stealing: bool,
     /// It failed to send in time; it gets one extent at a time until it has sent a block again.
@@ -168,6 +170,8 @@ struct Peer {
 #[derive(Debug)]
 pub struct Swarm {
     work: Work,
+    /// Files begin inside of pages, so that neighbours are best written together.
+    lies_askew: bool,
     own_id: PeerId,
     random: u64,
     peers: BTreeMap<PeerKey, Peer>,
@@ -206,9 +210,11 @@ impl Swarm {
     pub fn new(geometry: Arc<Geometry>, own_id: PeerId, seed: u64, have: &Bitfield) -> Self {
         let piece_count = geometry.piece_count();
         let blocks = geometry.payload_len() / u64::from(BLOCK_LEN);
+        let lies_askew = geometry.lies_askew();
         let work = Work::new(geometry, have);
         let mut swarm = Self {
             work,
+            lies_askew,
             own_id,
             random: seed,
             peers: BTreeMap::new(),
@@ -284,6 +290,7 @@ impl Swarm {
             rate: BusyRate::default(),
             last_block: now,
             idle_since: None,
+            began: None,
             stealing: false,
             snubbed: false,
             answered: 0,

@@ -64,6 +64,7 @@ fn any_layout() -> impl Strategy<Value = Arc<Geometry>> {
         Just(v2(64 << 10, &[1, 300_000, 65_536, 70_000])),
         Just(v2(512 << 10, &[700_000, 5])),
         Just(v1(1024, &[(100_000, false), (3, true), (50_001, false)])),
+        Just(v1(256 << 10, &[(1_000_001, false), (12_000_007, false)])),
         Just(v1(32 << 10, &[(40_000, false), (200_000, true), (70_000, false), (100_000, true)])),
     ]
 }
@@ -422,6 +423,37 @@ fn a_pipeline_of_short_pieces_holds_as_many_bytes() {
     let mut world = World::new(Arc::new(geometry), &[vec![true; 400]], &Bitfield::new(400));
     world.plan();
     assert_eq!(world.sources[0].queue.len(), 16 * PIPELINE_MIN as usize);
+}
+
+/// How many pieces of a seed are begun right behind the piece begun before, of 128.
+fn begun_behind_the_last(first_len_bytes: u64) -> usize {
+    let total = 128 * (256 << 10);
+    let lens = [first_len_bytes, total - first_len_bytes];
+    let files = lens.map(|len_bytes| FileSpan { len_bytes, pad: false });
+    let geometry = Arc::new(Geometry::new(256 << 10, &files, Kind::V1).unwrap());
+    let mut world = World::new(geometry, &[vec![true; 128]], &Bitfield::new(128));
+    let mut begun: Vec<u32> = Vec::new();
+    while !world.swarm.is_complete() {
+        world.plan();
+        for block in &world.sources[0].queue {
+            let piece = block.piece().get();
+            if !begun.contains(&piece) {
+                begun.push(piece);
+            }
+        }
+        let block = world.sources[0].queue[0];
+        world.now += Duration::from_micros(100);
+        world.receive(0, block);
+    }
+    assert_eq!(begun.len(), 128);
+    begun.windows(2).filter(|pair| pair[1] == pair[0] + 1).count()
+}
+
+#[test]
+fn neighbours_come_together_where_files_begin_inside_of_pages() {
+    // Eight stretches of sixteen, the last of them behind one another by chance.
+    assert!(begun_behind_the_last(1_000_001) >= 8 * 15);
+    assert!(begun_behind_the_last(1 << 20) < 64);
 }
 
 #[test]

@@ -140,6 +140,11 @@ impl Work {
         self.stages[group as usize] == Stage::Untouched
     }
 
+    /// The same for a group that may not exist.
+    pub(super) fn is_untouched_at(&self, group: u32) -> bool {
+        self.stages.get(group as usize) == Some(&Stage::Untouched)
+    }
+
     pub(super) fn started(&self) -> &[u32] {
         &self.started
     }
