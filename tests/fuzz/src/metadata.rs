@@ -23,7 +23,7 @@ pub fn run(data: &[u8]) {
     while !source.is_empty() {
         let peer = source.below(PEERS as usize) as u32;
         let key = PeerKey(peer);
-        match source.below(6) {
+        match source.below(7) {
             0 => {
                 let said = if source.flag() { len_bytes } else { source.edgy() };
                 lied[peer as usize] |= said != len_bytes;
@@ -65,6 +65,7 @@ pub fn run(data: &[u8]) {
                 lied[peer as usize] = true; // it is not asked again, and that is right
                 fetch.handle_rejected(key, index);
             }
+            5 => fetch.handle_silence(),
             _ => {
                 asked.retain(|(other, _), ()| *other != peer);
                 fetch.remove_peer(key);

@@ -49,6 +49,16 @@ struct Source {
     failures: u32,
     /// It rejects, or has lied: not asked any more.
     useless: bool,
+    /// Passed over, until it answers after all or everybody else was silent as well.
+    is_silent: bool,
+    /// Pieces that it was asked for and has not answered, however long ago. At most an info dict has so many.
+    owed: BTreeSet<u32>,
+}
+
+impl Source {
+    fn may_be_asked(&self) -> bool {
+        !self.useless && !self.is_silent
+    }
 }
 
 #[derive(Debug)]
@@ -94,20 +104,21 @@ impl<P: Copy + Ord> MetadataFetch<P> {
 
     /// Nothing has come for too long: whoever was asked is passed over. Those passed over before may be
     /// asked again, or an info dict whose peers all were silent once would never be fetched; of those who
-    /// lied nothing is taken any more.
+    /// lied nothing is taken any more. What is here stays: late answers go on where it ends.
     pub fn handle_silence(&mut self) {
-        let silent: BTreeSet<P> =
-            self.assembly.iter().flat_map(|assembly| assembly.asked.values().copied()).collect();
-        for source in self.sources.values_mut() {
+        let asked = self.assembly.as_mut().map(|assembly| std::mem::take(&mut assembly.asked));
+        let silent: BTreeSet<P> = asked.into_iter().flat_map(BTreeMap::into_values).collect();
+        for (peer, source) in &mut self.sources {
             source.useless = source.failures >= FAILURES_MAX;
+            source.is_silent = silent.contains(peer);
         }
-        silent.into_iter().for_each(|peer| self.refuse(peer));
     }
 
     /// What to ask a peer for now, if anything; call until `None`.
     pub fn next_request(&mut self, peer: P) -> Option<u32> {
-        let source = self.sources.get(&peer).filter(|source| !source.useless)?;
+        let source = self.sources.get(&peer).filter(|source| source.may_be_asked())?;
         let len_bytes = source.len_bytes?;
+        self.give_way_to(peer, len_bytes);
         let mistrust = self.mistrust;
         let assembly = self.assembly.get_or_insert_with(|| Assembly {
             len_bytes,
@@ -126,10 +137,25 @@ impl<P: Copy + Ord> MetadataFetch<P> {
         };
         let index = (0..piece_count(len_bytes)).find(wanted)?;
         assembly.asked.insert(index, peer);
+        self.sources.entry(peer).or_default().owed.insert(index);
         Some(index)
     }
 
-    /// A piece came. `verify` judges the whole by its hash; `Some` is the verified info dict.
+    /// Begins anew for a peer that has no part in what was begun, if nobody who has may be asked.
+    fn give_way_to(&mut self, peer: P, len_bytes: u32) {
+        let Some(assembly) = &self.assembly else { return };
+        let has_part = |of: P, len: Option<u32>| {
+            len == Some(assembly.len_bytes) && assembly.alone.is_none_or(|alone| alone == of)
+        };
+        let goes_on =
+            |(&of, source): (&P, &Source)| source.may_be_asked() && has_part(of, source.len_bytes);
+        if !has_part(peer, Some(len_bytes)) && !self.sources.iter().any(goes_on) {
+            self.assembly = None;
+        }
+    }
+
+    /// A piece came. `verify` judges the whole by its hash; `Some` is the verified info dict. Who was passed
+    /// over for its silence and answers after all is as good as any: the whole proves itself.
     ///
     /// # Errors
     /// [`MetadataError`] when the peer is at fault; it is not asked again.
@@ -142,10 +168,20 @@ impl<P: Copy + Ord> MetadataFetch<P> {
         verify: impl FnOnce(&[u8]) -> bool,
     ) -> Result<Option<Vec<u8>>, MetadataError> {
         let not_asked = MetadataError::NotAsked { index };
-        let assembly = self.assembly.as_mut().ok_or(not_asked)?;
-        if assembly.asked.get(&index) != Some(&peer) {
+        let source = self.sources.get_mut(&peer).ok_or(not_asked)?;
+        if !source.owed.remove(&index) {
             return Err(not_asked);
         }
+        let assembly = self.assembly.as_mut().ok_or(not_asked)?;
+        if assembly.asked.get(&index) != Some(&peer) {
+            let is_here = assembly.pieces.get(index as usize).is_some_and(Option::is_some);
+            let is_apart = assembly.alone.is_some_and(|alone| alone != peer)
+                || total_len_bytes != assembly.len_bytes;
+            if source.useless || is_here || is_apart {
+                return Err(not_asked);
+            }
+        }
+        source.is_silent = false;
         assembly.asked.remove(&index);
         let right_len = piece_len(assembly.len_bytes, index) as usize == data.len();
         if total_len_bytes != assembly.len_bytes || !right_len {
@@ -180,6 +216,9 @@ impl<P: Copy + Ord> MetadataFetch<P> {
 
     /// A peer will not send what it was asked for.
     pub fn handle_rejected(&mut self, peer: P, index: u32) {
+        if let Some(source) = self.sources.get_mut(&peer) {
+            source.owed.remove(&index);
+        }
         let asked = self.assembly.as_ref().and_then(|assembly| assembly.asked.get(&index));
         if asked == Some(&peer) {
             self.refuse(peer);
@@ -314,6 +353,86 @@ mod tests {
         assert_eq!(fetch.next_request(A), Some(0), "its turn again");
         let cut = fetch.handle_piece(A, 0, len + 1, vec![0; 16_384], |_| true);
         assert_eq!(cut, Err(MetadataError::WrongLen { index: 0 }));
+    }
+
+    /// A busy peer answered each request six seconds after it had been asked, when it had just been passed over:
+    /// every piece was thrown away and asked for anew, for ever.
+    #[test]
+    fn who_was_passed_over_and_answers_after_all_is_believed() {
+        let whole = info();
+        let len = whole.len() as u32;
+        let mut fetch = fetch(&[(A, len)]);
+        let mut rounds = 0;
+        let found = loop {
+            let asked: Vec<u32> = std::iter::from_fn(|| fetch.next_request(A)).take(2).collect();
+            assert!(!asked.is_empty(), "who has answered is asked again at once");
+            fetch.handle_silence();
+            assert_eq!(fetch.next_request(A), None, "passed over");
+            let mut found = None;
+            for index in asked {
+                let data = metadata_piece(&whole, index).unwrap().to_vec();
+                let came = fetch.handle_piece(A, index, len, data.clone(), |bytes| bytes == whole);
+                found = came.unwrap();
+                let again = fetch.handle_piece(A, index, len, data, |_| true);
+                assert_eq!(again, Err(MetadataError::NotAsked { index }), "it was answered");
+            }
+            rounds += 1;
+            if found.is_some() {
+                break found;
+            }
+        };
+        assert_eq!(found, Some(whole));
+        assert_eq!(rounds, 4, "seven pieces by two");
+    }
+
+    /// Two answer the same request, the one that was passed over first: the other's answer does no harm.
+    #[test]
+    fn a_late_piece_takes_the_place_of_the_one_that_was_asked_since() {
+        let whole = info();
+        let len = whole.len() as u32;
+        let mut fetch = fetch(&[(A, len), (B, len)]);
+        assert_eq!(fetch.next_request(A), Some(0));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), Some(0));
+        let first = || metadata_piece(&whole, 0).unwrap().to_vec();
+        assert_eq!(fetch.handle_piece(A, 0, len, first(), |_| false), Ok(None));
+        let late = fetch.handle_piece(B, 0, len, first(), |_| false);
+        assert_eq!(late, Err(MetadataError::NotAsked { index: 0 }));
+        assert_eq!(fetch.next_request(B), Some(1));
+        assert_eq!(run(&mut fetch, &[A], None), None, "B owes a piece");
+        let second = metadata_piece(&whole, 1).unwrap().to_vec();
+        assert_eq!(fetch.handle_piece(B, 1, len, second, |bytes| bytes == whole), Ok(Some(whole)));
+    }
+
+    /// Late pieces of an info dict of another length, or of one that another peer must bring alone, or of a liar,
+    /// go nowhere.
+    #[test]
+    fn late_pieces_are_mixed_with_nothing_that_they_do_not_belong_to() {
+        let whole = info();
+        let len = whole.len() as u32;
+        let first = || metadata_piece(&whole, 0).unwrap().to_vec();
+        let not_asked = Err(MetadataError::NotAsked { index: 0 });
+        // The first is silent and names another length than the one who is asked then.
+        let mut fetch = fetch(&[(A, len + 1), (B, len)]);
+        assert_eq!(fetch.next_request(A), Some(0));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), Some(0), "a silent one's length gives way at once");
+        assert_eq!(fetch.handle_piece(A, 0, len + 1, first(), |_| true), not_asked);
+        assert_eq!(run(&mut fetch, &[B], None), None, "it still owes the first");
+        assert!(fetch.handle_piece(B, 0, len, first(), |bytes| bytes == whole).unwrap().is_some());
+        // Nobody is mixed in while one must bring all of it.
+        let mut fetch = self::fetch(&[(A, len), (B, len)]);
+        fetch.mistrust = true;
+        assert_eq!(fetch.next_request(A), Some(0));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), Some(0), "now it is this one's turn");
+        assert_eq!(fetch.handle_piece(A, 0, len, first(), |_| true), not_asked);
+        // Nothing is taken of who has lied.
+        let mut fetch = self::fetch(&[(A, len), (B, len)]);
+        assert_eq!((fetch.next_request(A), fetch.next_request(B)), (Some(0), Some(1)));
+        fetch.sources.get_mut(&A).unwrap().failures = FAILURES_MAX;
+        fetch.handle_silence();
+        assert_eq!(fetch.handle_piece(A, 0, len, first(), |_| true), not_asked);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod hints;
 mod limits;
+mod moves;
 mod pads;
 mod talk;
 
@@ -66,6 +67,8 @@ struct Memory {
     nowhere: BTreeSet<BlockRef>,
     slots: Vec<PlanSlot>,
     small: BTreeMap<usize, Vec<u8>>,
+    /// How often the link has read each slot of the present receive.
+    read_out: BTreeMap<usize, u32>,
 }
 
 impl Memory {
@@ -86,6 +89,7 @@ impl Memory {
 
 impl Landed for Memory {
     fn slot(&mut self, index: usize) -> &mut [u8] {
+        *self.read_out.entry(index).or_default() += 1;
         self.slot_of(index)
     }
 
@@ -165,6 +169,7 @@ impl Bench {
         let len = cut.min(plan.len_bytes()).min(bytes.len());
         self.memory.slots = plan.slots;
         self.memory.small.clear();
+        self.memory.read_out.clear();
         let mut rest = &bytes[..len];
         for index in 0..self.memory.slots.len() {
             let slot = self.memory.slot_of(index);
@@ -173,6 +178,8 @@ impl Bench {
             rest = &rest[took..];
         }
         self.link.handle_received(self.now, len, &mut self.memory)?;
+        let twice = self.memory.read_out.iter().find(|(_, times)| **times > 1);
+        assert_eq!(twice, None, "a wrong prediction costs one move");
         while let Some(event) = self.link.poll_event() {
             if let LinkEvent::Channel { event: ChannelEvent::Block { block, kept }, .. } = &event {
                 let mut data = self.memory.places.remove(block).unwrap_or_default();
