@@ -7,9 +7,10 @@
 //! the other half first and would put back what a direct write has changed meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{Advice, AtFlags, StatxFlags};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use crate::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 use crate::buf::check_extent_range;
 use crate::dir::{self, DirHandle, FileOptions};
+use crate::resident::{self, Resident};
 
 /// Smallest grain of direct transfers: a page.
 const GRAIN_MIN_BYTES: u64 = 4096;
@@ -48,6 +50,7 @@ pub struct DataFile {
     direct: Option<Direct>,
     /// Read from the device even what the page cache holds.
     past_cache: bool,
+    resident: Resident,
 }
 
 #[derive(Debug)]
@@ -113,7 +116,8 @@ impl DataFile {
         let options = FileOptions { write, ..FileOptions::default() };
         let (buffered, created) = root.open_or_create(rel, options)?;
         let found = dir::metadata_of_fd(buffered.as_fd())?;
-        let mut file = DataFile { buffered, direct: None, past_cache: false };
+        let mut file =
+            DataFile { buffered, direct: None, past_cache: false, resident: Resident::default() };
         if direct && let Some(align) = dio_align(file.buffered.as_fd())? {
             file.direct = open_direct(root, rel, options, align, found.identity)?;
         }
@@ -141,7 +145,12 @@ impl DataFile {
         check_extent_range(start, len)?;
         let opened = match root.create_new(rel)? {
             Some(buffered) => {
-                let file = DataFile { buffered, direct: None, past_cache: false };
+                let file = DataFile {
+                    buffered,
+                    direct: None,
+                    past_cache: false,
+                    resident: Resident::default(),
+                };
                 OpenedFile { file, len_bytes: 0, created: true }
             }
             None => DataFile::open(root, rel, true, false)?,
@@ -262,6 +271,7 @@ impl DataFile {
     /// After a failed sync they show data that the device does not have (measured on ext4 and XFS);
     /// what is read from here on is what the device has.
     pub fn forget_cached(&self) {
+        self.resident.forget();
         // Refused only for what has no page cache.
         let _ = rustix::fs::fadvise(&self.buffered, 0, None, Advice::DontNeed);
     }
@@ -317,14 +327,14 @@ impl DataFile {
         let whole = Part { direct: false, start, len, offset_bytes };
         let plan = self.plan(address, whole)?;
         if !plan.parts().iter().any(|part| part.direct) {
-            let path = if self.direct.is_some() && self.is_resident(offset_bytes, len) {
+            let path = if self.direct.is_some() && self.was_resident(offset_bytes, len) {
                 ReadPath::PageCache
             } else {
                 ReadPath::Buffered
             };
             return Ok((plan, path));
         }
-        if !self.past_cache && self.is_resident(offset_bytes, len) {
+        if !self.past_cache && self.was_resident(offset_bytes, len) {
             return Ok((Plan::whole(whole), ReadPath::PageCache));
         }
         Ok((plan, ReadPath::Direct))
@@ -375,15 +385,14 @@ impl DataFile {
     /// True when every page of the range is in the page cache. False when the kernel cannot tell:
     /// the read goes past the cache then, which is right if slower.
     pub fn is_resident(&self, offset_bytes: u64, len: usize) -> bool {
-        len > 0
-            && cachestat(self.buffered.as_fd(), offset_bytes, len as u64).is_ok_and(
-                |cached_pages| {
-                    let page = rustix::param::page_size() as u64;
-                    let first = offset_bytes / page;
-                    let last = (offset_bytes + len as u64 - 1) / page;
-                    cached_pages > last - first
-                },
-            )
+        resident::is_resident(self.buffered.as_fd(), offset_bytes, len as u64)
+    }
+
+    /// The same for a range that is about to be read, by what is known of a moment ago.
+    fn was_resident(&self, offset_bytes: u64, len: usize) -> bool {
+        self.resident.holds(offset_bytes, len as u64, Instant::now(), |offset_bytes, len_bytes| {
+            resident::is_resident(self.buffered.as_fd(), offset_bytes, len_bytes)
+        })
     }
 }
 
@@ -477,34 +486,6 @@ pub fn dio_align(fd: BorrowedFd<'_>) -> io::Result<Option<DioAlign>> {
     let (memory_bytes, offset_bytes) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
     let some = told && memory_bytes > 0 && offset_bytes > 0;
     Ok(some.then_some(DioAlign { memory_bytes, offset_bytes }))
-}
-
-/// How many pages of a range are in the page cache (`cachestat(2)`, Linux 6.5). Asking again after
-/// the kernel has said that it has no such call costs a failing call and nothing more.
-fn cachestat(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> io::Result<u64> {
-    const SYS_CACHESTAT: libc::c_long = 451;
-    #[repr(C)]
-    struct Range {
-        offset_bytes: u64,
-        len_bytes: u64,
-    }
-    #[repr(C)]
-    #[derive(Default)]
-    struct Cached {
-        cache: u64,
-        dirty: u64,
-        writeback: u64,
-        evicted: u64,
-        recently_evicted: u64,
-    }
-    let range = Range { offset_bytes, len_bytes };
-    let mut cached = Cached::default();
-    // SAFETY: both structs have the layout of `struct cachestat_range` and `struct cachestat` and
-    // outlive the call; flags must be 0.
-    let result = unsafe {
-        libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut cached, 0u32)
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cached.cache) }
 }
 
 /// Drops a file's clean pages from the page cache, after writing out the dirty ones, so that the next

@@ -10,6 +10,7 @@ pub mod map;
 pub mod net;
 pub mod probe;
 pub mod process;
+mod resident;
 pub mod ring;
 pub mod wake;
 
