@@ -177,7 +177,7 @@ impl Bench {
     /// A buffer for `len` bytes in small space.
     pub fn small(len: usize) -> RecvBuf {
         let slots = vec![RecvSlot::Small { start: 0, len }];
-        RecvBuf { small: vec![0; len], extents: Vec::new(), slots }
+        RecvBuf { small: vec![0; len], slots, ..RecvBuf::default() }
     }
 
     pub fn stop(self) {
@@ -225,6 +225,7 @@ macro_rules! driver_suite {
     (@all $make:expr) => {
         $crate::driver_suite!(@ $make, sockets: bytes_are_gathered_scattered_and_polled_for);
         $crate::driver_suite!(@ $make, sockets: a_socket_moves_with_what_it_holds);
+        $crate::driver_suite!(@ $make, sockets: waiting_for_more_has_an_end);
         $crate::driver_suite!(@ $make, sockets: closing_ends_what_is_in_flight);
         $crate::driver_suite!(@ $make, sockets: a_peer_that_closes_is_seen);
         $crate::driver_suite!(@ $make, sockets: refused_and_closed_tell_their_errors);

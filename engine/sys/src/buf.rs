@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use crate::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
 
@@ -34,6 +35,9 @@ pub struct RecvBuf {
     pub extents: Vec<ExtentMut>,
     /// At most [`RECV_SLOTS_MAX`] slots, disjoint, in stream order.
     pub slots: Vec<RecvSlot>,
+    /// So long the driver may wait for all slots to be filled, where it can do that without coming back in
+    /// between; what has come by then is the result. `None`, or a driver that cannot: what is there.
+    pub fill_max: Option<Duration>,
 }
 
 /// One part of a vectored send.
@@ -297,6 +301,7 @@ mod tests {
                 RecvSlot::Extent { extent: 0, start: 8, len: 14 },
                 RecvSlot::Small { start: 0, len: 2 },
             ],
+            fill_max: None,
         };
         assert_eq!(try_recv(b.as_fd(), &mut recv).unwrap(), 18);
         assert_eq!(&recv.small[2..], b"head");
@@ -317,7 +322,8 @@ mod tests {
         ];
         for slot in bad {
             let extents = arena.try_take().into_iter().collect();
-            let mut recv = RecvBuf { small: vec![0; 4], extents, slots: vec![slot] };
+            let mut recv =
+                RecvBuf { small: vec![0; 4], extents, slots: vec![slot], fill_max: None };
             let error = try_recv(b.as_fd(), &mut recv).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }

@@ -77,6 +77,7 @@ fn what_is_sent_without_copying_arrives_whole() {
             small: Vec::new(),
             extents: vec![rig.arena().try_take().unwrap()],
             slots: vec![RecvSlot::Extent { extent: 0, start: 0, len: EXTENT_LEN_BYTES }],
+            fill_max: None,
         });
         while left > 0 {
             let buf = back.take().expect("given back below");

@@ -33,6 +33,7 @@ pub fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
             RecvSlot::Extent { extent: 0, start: 64, len: 5000 },
             RecvSlot::Small { start: 4, len: 4 },
         ],
+        fill_max: None,
     };
     let mut got = 0;
     while got < 5008 {
@@ -55,6 +56,28 @@ pub fn bytes_are_gathered_scattered_and_polled_for(bench: &mut Bench) {
     }
     assert_eq!(&buf.small, b"headtail");
     assert_eq!(buf.extents[0][64..5064], extent[100..5100]);
+    bench.rig.push(0, Op::Close { sock: a });
+    bench.rig.push(1, Op::Close { sock: b });
+}
+
+/// A receive that may wait for its last byte does not wait for ever, and the stream goes on behind it.
+pub fn waiting_for_more_has_an_end(bench: &mut Bench) {
+    let (a, b) = bench.connect();
+    for text in [&b"some"[..], b"more"] {
+        let parts = vec![SendPart::Small { start: 0, len: text.len() }];
+        let buf = SendBuf { small: text.to_vec(), parts };
+        let done = bench.run(1, |id| Op::Send { id, sock: b, buf });
+        assert!(matches!(done, Done::Sent(Ok(()), _)), "{done:?}");
+        let mut got = Vec::new();
+        while got.len() < text.len() {
+            let buf = RecvBuf { fill_max: Some(Duration::from_millis(5)), ..Bench::small(64) };
+            match bench.run(0, |id| Op::Recv { id, sock: a, buf }) {
+                Done::Received(Ok(len), buf) => got.extend_from_slice(&buf.small[..len]),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(got, text);
+    }
     bench.rig.push(0, Op::Close { sock: a });
     bench.rig.push(1, Op::Close { sock: b });
 }

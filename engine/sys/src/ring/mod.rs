@@ -40,7 +40,7 @@ pub enum Task {
     Connect { socket: Arc<OwnedFd>, addr: SocketAddr, deadline: Instant },
     /// Waits until there is something to read, or the other end is gone.
     PollIn { fd: Arc<OwnedFd> },
-    /// Receives what is there, at least one byte.
+    /// Receives what is there, at least one byte, or all of it within [`RecvBuf::fill_max`].
     Recv { socket: Arc<OwnedFd>, buf: RecvBuf },
     /// Sends everything.
     Send { socket: Arc<OwnedFd>, buf: SendBuf },
@@ -309,6 +309,14 @@ impl Ring {
         if stop.is_none() && result == -libc::EINTR {
             return self.arm(data);
         }
+        if stop.is_none()
+            && result == -libc::ECANCELED
+            && let Some(until) = active.fill_until.take()
+        {
+            // Its time was over before the first byte.
+            self.deadlines.remove(&(until, data));
+            return self.arm(data);
+        }
         if stop.is_none() && active.is_zero_copy && self.zero_copy.is_refusal(-result) {
             return self.arm(data); // by copying
         }
@@ -392,12 +400,16 @@ impl Ring {
                 break;
             }
             self.deadlines.pop_first();
-            if let Some(active) = self.slots.get_mut(data)
-                && active.stop.is_none()
-            {
-                active.stop = Some(libc::ETIMEDOUT);
-                self.push_cancel(data);
+            let Some(active) = self.slots.get_mut(data) else { continue };
+            if active.stop.is_some() {
+                continue;
             }
+            match active.wait_again(now) {
+                // Cancelled it reports what it has. One that the kernel is just working on may not be found.
+                Some(again) => _ = self.deadlines.insert((again, data)),
+                None => active.stop = Some(libc::ETIMEDOUT),
+            }
+            self.push_cancel(data);
         }
     }
 
@@ -427,7 +439,9 @@ impl Ring {
             }
             Task::Recv { socket, .. } => {
                 let header = args.expect("prepared").header();
-                opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header).build()
+                // WAITALL makes the kernel itself go on after a part of it.
+                let flags = active.fill_until.map_or(0, |_| libc::MSG_WAITALL as u32);
+                opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build()
             }
             Task::Send { socket, buf } => {
                 // WAITALL makes the kernel itself resume a short send.

@@ -32,6 +32,8 @@ pub(super) struct Active {
     path: ReadPath,
     /// The error to end with whatever the kernel says: cancelled or timed out.
     pub(super) stop: Option<i32>,
+    /// Until then a receive waits for its last byte.
+    pub(super) fill_until: Option<Instant>,
     /// The send was handed over without copying.
     pub(super) is_zero_copy: bool,
     /// Completions of zero-copy sends after which the kernel still reads the buffer.
@@ -126,6 +128,7 @@ impl Active {
             done_bytes: 0,
             path: ReadPath::Buffered,
             stop: None,
+            fill_until: None,
             is_zero_copy: false,
             notices_due: 0,
         }
@@ -144,6 +147,7 @@ impl Active {
                 self.args.as_mut().expect("wanted").set_addr(*addr);
             }
             Task::Recv { buf, .. } => {
+                self.fill_until = buf.fill_max.map(|fill_max| Instant::now() + fill_max);
                 self.args.as_mut().expect("wanted").vecs().point_to_slots(buf)?;
             }
             Task::Send { buf, .. } => {
@@ -171,8 +175,16 @@ impl Active {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.task {
             Task::Connect { deadline, .. } => Some(deadline),
+            Task::Recv { .. } => self.fill_until,
             _ => None,
         }
+    }
+
+    /// For a receive that was to be filled by now: when to look at it again.
+    pub(super) fn wait_again(&mut self, now: Instant) -> Option<Instant> {
+        let Task::Recv { buf, .. } = &self.task else { return None };
+        self.fill_until = buf.fill_max.map(|fill_max| now + fill_max);
+        self.fill_until
     }
 
     /// Takes in the kernel's count of bytes, or its error number.

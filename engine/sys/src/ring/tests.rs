@@ -103,6 +103,80 @@ fn stream_blocks(mut ring: Ring) {
     assert_eq!(arena.in_use(), 0);
 }
 
+fn small_recv(len: usize, fill_max: Duration) -> RecvBuf {
+    RecvBuf {
+        small: vec![0; len],
+        slots: vec![RecvSlot::Small { start: 0, len }],
+        fill_max: Some(fill_max),
+        ..RecvBuf::default()
+    }
+}
+
+fn received(ring: &mut Ring) -> (io::Result<usize>, Vec<u8>) {
+    match next(ring).outcome {
+        Outcome::Received(result, buf) => (result, buf.small),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_receive_to_be_filled_waits_for_the_last_byte() {
+    let mut ring = Ring::new(64).unwrap();
+    let (a, b) = pair(&mut ring);
+    ring.start(4, Task::Recv { socket: b, buf: small_recv(8, Duration::from_secs(60)) });
+    for bytes in [&b"two"[..], b"pa"] {
+        rustix::io::write(&a, bytes).unwrap();
+        ring.wait(Some(Instant::now() + Duration::from_millis(5))).unwrap();
+        assert!(ring.next_finished().is_none(), "not full yet");
+    }
+    rustix::io::write(&a, b"rts").unwrap();
+    let (result, bytes) = received(&mut ring);
+    assert_eq!((result.unwrap(), &bytes[..]), (8, &b"twoparts"[..]));
+    assert!(ring.deadlines.is_empty() && ring.in_flight() == 0);
+}
+
+#[test]
+fn a_receive_to_be_filled_ends_with_what_came_in_its_time() {
+    let mut ring = Ring::new(64).unwrap();
+    let (a, b) = pair(&mut ring);
+    let brief = Duration::from_millis(5);
+    ring.start(4, Task::Recv { socket: b.clone(), buf: small_recv(8, brief) });
+    rustix::io::write(&a, b"part").unwrap();
+    let (result, bytes) = received(&mut ring);
+    assert_eq!((result.unwrap(), &bytes[..4]), (4, &b"part"[..]));
+    // Nothing came in its time: then it is over with the first bytes, as any receive.
+    let started = Instant::now();
+    ring.start(4, Task::Recv { socket: b.clone(), buf: small_recv(8, brief) });
+    ring.wait(Some(started + 10 * brief)).unwrap();
+    while started.elapsed() < 10 * brief {
+        ring.wait(Some(started + 10 * brief)).unwrap();
+    }
+    assert!(ring.next_finished().is_none() && ring.deadlines.is_empty());
+    rustix::io::write(&a, b"late").unwrap();
+    assert_eq!(received(&mut ring).0.unwrap(), 4);
+    // The end of the stream does not take away what came before it.
+    ring.start(4, Task::Recv { socket: b.clone(), buf: small_recv(8, Duration::from_secs(60)) });
+    rustix::io::write(&a, b"end").unwrap();
+    drop(a);
+    assert_eq!(received(&mut ring).0.unwrap(), 3);
+    ring.start(4, Task::Recv { socket: b, buf: small_recv(8, Duration::from_secs(60)) });
+    assert_eq!(received(&mut ring).0.unwrap(), 0);
+    assert!(ring.deadlines.is_empty() && ring.in_flight() == 0);
+}
+
+#[test]
+fn a_receive_to_be_filled_is_cancelled_like_any_other() {
+    let mut ring = Ring::new(64).unwrap();
+    let (a, b) = pair(&mut ring);
+    let ticket =
+        ring.start(4, Task::Recv { socket: b, buf: small_recv(8, Duration::from_secs(60)) });
+    rustix::io::write(&a, b"part").unwrap();
+    ring.wait(Some(Instant::now() + Duration::from_millis(5))).unwrap();
+    ring.cancel(ticket);
+    assert_eq!(received(&mut ring).0.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+    assert!(ring.deadlines.is_empty() && ring.in_flight() == 0);
+}
+
 #[test]
 fn cancelled_and_dropped_tasks_give_their_buffers_back() {
     let mut ring = Ring::new(64).unwrap();
@@ -112,6 +186,7 @@ fn cancelled_and_dropped_tasks_give_their_buffers_back() {
         small: Vec::new(),
         extents: vec![extent],
         slots: vec![RecvSlot::Extent { extent: 0, start: 0, len: 100 }],
+        fill_max: None,
     };
     let buf = recv(arena.try_take().unwrap());
     let ticket = ring.start(5, Task::Recv { socket: b.clone(), buf });
@@ -272,7 +347,7 @@ fn zero_copy_sends_arrive_whole_and_stop_where_the_kernel_copies() {
         let (mut got, mut is_sent) = (0, false);
         let slot = RecvSlot::Extent { extent: 0, start: 0, len: EXTENT_LEN_BYTES };
         let extents = vec![arena.try_take().unwrap()];
-        let buf = RecvBuf { small: Vec::new(), extents, slots: vec![slot] };
+        let buf = RecvBuf { small: Vec::new(), extents, slots: vec![slot], fill_max: None };
         ring.start(4, Task::Recv { socket: b.clone(), buf });
         while got <= EXTENT_LEN_BYTES || !is_sent {
             match next(&mut ring).outcome {
