@@ -144,6 +144,11 @@ impl VirtualDisk {
         len
     }
 
+    /// Length of an open file in bytes.
+    pub(super) fn len(&self, id: u64) -> u64 {
+        self.inodes.get(&id).map_or(0, |inode| inode.data.len() as u64)
+    }
+
     pub(super) fn write(&mut self, id: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
         let at = at as usize;
         let grown_to =

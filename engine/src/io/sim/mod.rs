@@ -5,7 +5,9 @@
 //! order, links drop, disks fail, a crash tears what was not synced. A run is replayed by its seed.
 
 mod aside;
+mod calls;
 mod disk;
+mod jobs;
 mod net;
 mod rng;
 #[cfg(test)]
@@ -14,12 +16,12 @@ pub(super) mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
+use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use rustix::io::Errno;
 
 use super::{
@@ -28,9 +30,12 @@ use super::{
 };
 use crate::store::files::JournalFiles;
 use aside::AsideStep;
+
 use disk::VirtualDisk;
+use jobs::DiskJob;
 use net::{Arrival, Conn};
 
+pub use calls::PayloadCalls;
 pub use rng::SimRng;
 
 /// What may go wrong, each with its chance in a million.
@@ -133,6 +138,7 @@ struct NodeState {
     sockets: BTreeMap<SockId, (u64, usize)>,
     files: BTreeMap<FileId, u64>,
     disk: VirtualDisk,
+    calls: PayloadCalls,
     next_sock: u64,
     next_file: u64,
     next_port: u16,
@@ -150,60 +156,6 @@ enum Event {
     Read { conn: u64, side: usize },
     Complete { node: usize, epoch: u32, completion: Completion },
     Disk { node: usize, epoch: u32, id: OpId, job: DiskJob },
-}
-
-enum DiskJob {
-    Open {
-        root: PathBuf,
-        path: PathBuf,
-        mode: OpenMode,
-    },
-    Put {
-        root: PathBuf,
-        path: PathBuf,
-        len_bytes: u64,
-        at: u64,
-        buf: Extent,
-        start: usize,
-        len: usize,
-    },
-    Read {
-        inode: u64,
-        at: u64,
-        buf: ExtentMut,
-        start: usize,
-        len: usize,
-    },
-    Write {
-        inode: u64,
-        at: u64,
-        buf: Extent,
-        start: usize,
-        len: usize,
-    },
-    WriteSmall {
-        inode: u64,
-        rows: Vec<(u64, Vec<u8>)>,
-    },
-    Sync {
-        inode: u64,
-        mark: u64,
-    },
-    Allocate {
-        inode: u64,
-        len_bytes: u64,
-    },
-    RemoveTree {
-        root: PathBuf,
-        path: PathBuf,
-    },
-    Aside {
-        job: Aside,
-        step: AsideStep,
-    },
-    Close {
-        inode: u64,
-    },
 }
 
 impl<M: Machine> World<M> {
@@ -240,6 +192,7 @@ impl<M: Machine> World<M> {
             sockets: BTreeMap::new(),
             files: BTreeMap::new(),
             disk: VirtualDisk::default(),
+            calls: PayloadCalls::default(),
             next_sock: 1,
             next_file: 1,
             next_port: 32768,
@@ -344,6 +297,11 @@ impl<M: Machine> World<M> {
         content: Vec<u8>,
     ) -> io::Result<()> {
         self.core.nodes[node].disk.place(root, rel, content)
+    }
+
+    /// What a node has asked its disk for since it was added.
+    pub fn payload_calls(&self, node: usize) -> PayloadCalls {
+        self.core.nodes[node].calls
     }
 
     /// Length of a file and when it was changed last, as its node would see it.
@@ -545,6 +503,7 @@ impl Core {
     }
 
     fn start(&mut self, node: usize, op: Op) {
+        self.nodes[node].calls.count(&op);
         match op {
             Op::Connect { id, addr, timeout } => {
                 self.note(node, id);
@@ -583,11 +542,23 @@ impl Core {
                 let root = root.path().to_owned();
                 self.start_disk(node, id, DiskJob::Open { root, path, mode });
             }
-            Op::Put { id, root, path, len_bytes, offset_bytes: at, buf, start, len, .. } => {
+            Op::Put {
+                id,
+                root,
+                path,
+                direct,
+                len_bytes,
+                offset_bytes: at,
+                buf,
+                start,
+                len,
+                ..
+            } => {
                 let root = root.path().to_owned();
                 match start.checked_add(len).is_some_and(|end| end <= EXTENT_LEN_BYTES) {
                     true => {
-                        let job = DiskJob::Put { root, path, len_bytes, at, buf, start, len };
+                        let job =
+                            DiskJob::Put { root, path, direct, len_bytes, at, buf, start, len };
                         self.start_disk(node, id, job);
                     }
                     false => {
@@ -699,118 +670,6 @@ impl Core {
                     self.inbox.push_back((node, Completion { id, done }));
                 }
             }
-        }
-    }
-
-    fn run_disk(&mut self, node: usize, job: DiskJob) -> Option<Done> {
-        let fails_with = |fails: bool| if fails { Err(io::Error::from(Errno::IO)) } else { Ok(()) };
-        let faults = self.config.faults.clone();
-        let rng = &mut self.rng;
-        let state = &mut self.nodes[node];
-        let disk = &mut state.disk;
-        Some(match job {
-            DiskJob::Open { root, path, mode } => {
-                Done::Opened(disk.open(&root, &path, mode != OpenMode::Read).map(|(inode, len)| {
-                    let file = FileId(state.next_file);
-                    state.next_file += 1;
-                    state.files.insert(file, inode);
-                    (file, len)
-                }))
-            }
-            DiskJob::Put { root, path, len_bytes, at, buf, start, len } => {
-                let result = fails_with(rng.chance(faults.write_error_ppm));
-                let bytes = &buf[start..start + len];
-                let put = disk.put(&root, &path, len_bytes, at, bytes, result);
-                let put = put.map(|inode| {
-                    let file = FileId(state.next_file);
-                    state.next_file += 1;
-                    state.files.insert(file, inode);
-                    file
-                });
-                Done::Put(put, buf)
-            }
-            DiskJob::Read { inode, at, mut buf, start, len } => {
-                let ppm = faults.read_error_ppm.max(state.read_error_ppm);
-                let result = fails_with(rng.chance(ppm));
-                let read =
-                    |()| (disk.read(inode, at, &mut buf[start..start + len]), ReadPath::Direct);
-                Done::Read(result.map(read), buf)
-            }
-            DiskJob::Write { inode, at, buf, start, len } => {
-                let result = fails_with(rng.chance(faults.write_error_ppm));
-                let write = |()| disk.write(inode, at, &buf[start..start + len]);
-                Done::Written(result.and_then(write), buf)
-            }
-            DiskJob::WriteSmall { inode, rows } => {
-                let mut rows = rows.into_iter();
-                Done::SmallWritten(rows.try_for_each(|(at, data)| {
-                    fails_with(rng.chance(faults.write_error_ppm))?;
-                    disk.write(inode, at, &data)
-                }))
-            }
-            DiskJob::Sync { inode, mark } => {
-                if rng.chance(faults.sync_error_ppm) {
-                    disk.fail_sync(inode, rng);
-                    Done::Synced(fails_with(true))
-                } else {
-                    disk.sync(inode, mark);
-                    Done::Synced(Ok(()))
-                }
-            }
-            DiskJob::Allocate { inode, len_bytes } => {
-                let result = fails_with(rng.chance(faults.write_error_ppm));
-                Done::Allocated(result.and_then(|()| disk.allocate(inode, len_bytes)))
-            }
-            DiskJob::RemoveTree { root, path } => Done::Removed(disk.remove_tree(&root, &path)),
-            DiskJob::Close { inode } => {
-                disk.close(inode);
-                return None;
-            }
-            DiskJob::Aside { .. } => unreachable!("it takes several steps"),
-        })
-    }
-
-    fn crash(&mut self, node: usize, crash: Crash) {
-        let mut torn = Vec::new();
-        let mut kept = BTreeMap::new();
-        for (key, event) in std::mem::take(&mut self.events) {
-            match event {
-                Event::Disk { node: of, job, .. } if of == node => match job {
-                    DiskJob::Write { inode, at, buf, start, len } => {
-                        torn.push((inode, at, buf[start..start + len].to_vec()));
-                    }
-                    DiskJob::WriteSmall { inode, rows } => {
-                        torn.extend(rows.into_iter().map(|(at, data)| (inode, at, data)));
-                    }
-                    DiskJob::Put { root, path, at, buf, start, len, .. } => {
-                        // The file may have been made and nothing written yet, or some of it.
-                        let disk = &mut self.nodes[node].disk;
-                        if self.rng.range(0, 1) == 0
-                            && let Ok((inode, _)) = disk.open(&root, &path, true)
-                        {
-                            torn.push((inode, at, buf[start..start + len].to_vec()));
-                        }
-                    }
-                    _ => {}
-                },
-                Event::Connect { node: of, .. } | Event::Complete { node: of, .. }
-                    if of == node => {}
-                event => {
-                    kept.insert(key, event);
-                }
-            }
-        }
-        self.events = kept;
-        self.inbox.retain(|&(of, _)| of != node);
-        self.drop_connections(node, crash == Crash::Process);
-        let state = &mut self.nodes[node];
-        state.epoch += 1;
-        (state.is_running, state.is_dirty) = (false, false);
-        state.in_flight.clear();
-        state.files.clear();
-        match crash {
-            Crash::Power => state.disk.cut_power(torn, &mut self.rng),
-            Crash::Process => state.disk.close_all(),
         }
     }
 }

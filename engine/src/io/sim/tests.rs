@@ -1,5 +1,6 @@
 //! The suite's rig over the simulation, and what only it can show.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -204,6 +205,42 @@ fn a_crash_tears_what_was_not_synced_and_the_disk_lives_on() {
         );
     }
     assert!(outcomes.len() >= 7, "kept, lost and torn in all mixtures: {outcomes:?}");
+}
+
+/// A short file that goes past the page cache has its length before it has its bytes: cut short between the two, it
+/// looks like what it should be.
+#[test]
+fn a_put_that_is_cut_short_may_leave_a_file_of_the_right_length() {
+    let (rel, root_path) = (PathBuf::from("d/f"), std::env::temp_dir());
+    for direct in [false, true] {
+        let mut lens = BTreeSet::new();
+        for seed in 0..60 {
+            let mut rig = sim_rig(SimConfig::new(seed));
+            let buf = rig.arena.try_take().unwrap().freeze();
+            let (root, path, mode) = (rig.root.clone(), rel.clone(), OpenMode::Write);
+            let (len_bytes, len) = (20_480, 20_480);
+            rig.push(
+                0,
+                Op::Put {
+                    id: OpId(1),
+                    root,
+                    path,
+                    mode,
+                    direct,
+                    len_bytes,
+                    offset_bytes: 0,
+                    buf,
+                    start: 0,
+                    len,
+                },
+            );
+            rig.world.crash(0, Crash::Process);
+            assert_eq!(rig.arena.in_use(), 0, "the crash leaves extents behind");
+            lens.insert(rig.world.file_content(0, &root_path, &rel).map(<[u8]>::len));
+        }
+        let len = if direct { 20_480 } else { 0 };
+        assert_eq!(lens, BTreeSet::from([None, Some(len)]), "past the page cache: {direct}");
+    }
 }
 
 #[test]
