@@ -392,9 +392,9 @@ pub struct EngineStatus {
     pub stored_bytes: u64,
     /// Payload bytes read for serving out of our own cache.
     pub read_cache_bytes: u64,
-    /// Payload bytes read through the page cache.
+    /// Payload bytes read through the page cache for peers.
     pub read_page_cache_bytes: u64,
-    /// Payload bytes read by O_DIRECT.
+    /// Payload bytes read by O_DIRECT for peers.
     pub read_direct_bytes: u64,
     /// Bytes put through SHA-1 and SHA-256 by the shard.
     pub hashed_bytes: u64,

@@ -10,6 +10,7 @@ use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use thiserror::Error;
 
 use crate::io::external::ExternalDriver;
+use crate::offline::ReadOrder;
 
 /// Which loop executes the shard's operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +80,11 @@ pub struct Config {
     /// Whether loopback counts as an address like any other. All programs of this machine share it, so
     /// that by default it is spared.
     pub limit_loopback: bool,
+    /// Requests at most that one connection may have waiting with us; announced as `reqq` (BEP 10). No more than
+    /// [`REQUESTS_PER_PEER_MAX`].
+    pub requests_per_peer_max: u32,
+    /// Operations in flight at most on one device, over all shards, of 256 KiB each on average.
+    pub device_ops_max: u32,
     /// Payload files held open at most.
     pub open_files_max: u32,
     /// A listing of at least so many bytes is fetched and served by all shards, each over connections of its
@@ -92,6 +98,8 @@ pub struct Config {
     pub journal_log_bytes_max: u64,
     /// Whether payload goes past the page cache.
     pub direct_io: DirectIo,
+    /// In which order reads of payload go to a device that has many to do.
+    pub read_order: ReadOrder,
     /// Dial the addresses of a listing also when it is complete, to bring what others lack. A datatrust
     /// does not: there whoever lacks something dials.
     pub dials_as_seed: bool,
@@ -112,6 +120,12 @@ pub const SHARDS_MAX_DEFAULT: u32 = 8;
 
 /// Most shards that may be asked for.
 pub const SHARDS_MAX: u32 = 64;
+
+/// Default of [`Config::device_ops_max`]: depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
+pub const DEVICE_OPS_MAX_DEFAULT: u32 = 32;
+
+/// Most of [`Config::requests_per_peer_max`]: stock clients announce 2,000 at most, and each takes 12 bytes.
+pub const REQUESTS_PER_PEER_MAX: u32 = 4096;
 
 /// Default of [`Config::idle_before_cold`]: peers that reconnect within it find everything ready.
 pub const IDLE_BEFORE_COLD_DEFAULT: Duration = Duration::from_secs(60);
@@ -162,6 +176,12 @@ pub enum ConfigError {
         /// What was given.
         shards: u32,
     },
+    /// One connection could make us keep too much.
+    #[error("requests_per_peer_max is {requests}, it must be at most {REQUESTS_PER_PEER_MAX}")]
+    Requests {
+        /// What was given.
+        requests: u32,
+    },
     /// Every shard needs an arena.
     #[error("arena_len_bytes is {len_bytes}, {shards} shards need {} each", ARENA_LEN_BYTES_MIN)]
     ShardArena {
@@ -195,11 +215,14 @@ impl Config {
             handshakes_max: 256,
             peers_per_ip_max: 8,
             limit_loopback: false,
+            requests_per_peer_max: 512,
+            device_ops_max: DEVICE_OPS_MAX_DEFAULT,
             open_files_max: 256,
             stripe_min_bytes: STRIPE_MIN_BYTES_DEFAULT,
             idle_before_cold: IDLE_BEFORE_COLD_DEFAULT,
             journal_log_bytes_max: JOURNAL_LOG_BYTES_MAX_DEFAULT,
             direct_io: DirectIo::Auto,
+            read_order: ReadOrder::Auto,
             dials_as_seed: false,
             seed: None,
         }
@@ -243,11 +266,16 @@ impl Config {
             ("peers_per_listing_max", self.peers_per_listing_max),
             ("handshakes_max", self.handshakes_max),
             ("peers_per_ip_max", self.peers_per_ip_max),
+            ("requests_per_peer_max", self.requests_per_peer_max),
+            ("device_ops_max", self.device_ops_max),
             ("open_files_max", self.open_files_max),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero { name });
             }
+        }
+        if self.requests_per_peer_max > REQUESTS_PER_PEER_MAX {
+            return Err(ConfigError::Requests { requests: self.requests_per_peer_max });
         }
         if self.state_dir.as_os_str().is_empty() {
             return Err(ConfigError::StateDir);

@@ -29,6 +29,7 @@ pub use api::{
 };
 pub use config::{
     ARENA_LEN_BYTES_DEFAULT, ARENA_LEN_BYTES_MAX, ARENA_LEN_BYTES_MIN, ARENA_LEN_BYTES_OF_SHARD,
-    Config, ConfigError, DirectIo, IoDriver, SHARDS_MAX, SHARDS_MAX_DEFAULT,
+    Config, ConfigError, DEVICE_OPS_MAX_DEFAULT, DirectIo, IoDriver, REQUESTS_PER_PEER_MAX,
+    SHARDS_MAX, SHARDS_MAX_DEFAULT,
 };
 pub use handle::Engine;

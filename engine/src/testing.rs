@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::intake::is_kept_later;
 use crate::io::sim::{Crash, SimConfig, World};
 use crate::io::{Completion, Machine, Ops};
+use crate::offline::ReadOrder;
 use crate::shard::command::{Command, CommandQueue, Counters, NewListing};
 use crate::shard::mesh::Mesh;
 use crate::shard::{Shard, ShardParts};
@@ -335,6 +336,8 @@ impl SimMarket {
         peer_id[19] = node as u8;
         let mut config = Config::new(self.state_dir(node), peer_id);
         config.arena_len_bytes = ARENA_LEN_BYTES;
+        // A virtual disk has no heads, whatever the folder is on that it borrows its names from.
+        config.read_order = ReadOrder::Spread;
         let state =
             StateDir::new(DirHandle::create(&config.state_dir).expect("a folder in the scratch"));
         config.journal_log_bytes_max = self.journal_log_bytes_max;

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Once;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use ringseed_sys::arena::Arena;
+use ringseed_sys::ring::RingError;
 use ringseed_sys::wake::Waker;
 
 use super::Machine;
@@ -112,6 +114,32 @@ where
     }
 }
 
+/// Says once in the life of a program, however many shards there are, that epoll takes over.
+fn warn_of_epoll(error: &RingError) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let (reason, cure) = ringseed_sys::probe::explain_ring_error(error);
+        tracing::warn!(%reason, %cure, "no io_uring: running on epoll, which is slower");
+    });
+}
+
+/// Says once in the life of a program, however many shards there are, that fewer buffers are registered than
+/// could be. All works without: the kernel then pins them anew for each transfer from and to files.
+fn warn_of_memlock((registered_bytes, unregistered_bytes): (usize, usize)) {
+    static SAID: Once = Once::new();
+    if unregistered_bytes > 0 {
+        SAID.call_once(|| {
+            tracing::warn!(
+                registered_kib = registered_bytes >> 10,
+                wanted_kib = (registered_bytes + unregistered_bytes) >> 10,
+                cure = "ulimit -l, LimitMEMLOCK= in a unit, --ulimit memlock= for a container",
+                "the memlock limit, one for all processes of a user, leaves buffers unregistered: going on, a \
+                 little slower"
+            );
+        });
+    }
+}
+
 enum Driver {
     Uring(Box<UringDriver>),
     Epoll(Box<EpollDriver>),
@@ -125,6 +153,7 @@ impl Driver {
             let duplicates = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
             match UringDriver::new(waker.clone(), duplicates, config.arena.as_ref()) {
                 Ok(mut driver) => {
+                    warn_of_memlock(driver.registered_bytes());
                     if config.zero_copy_send {
                         driver.use_zero_copy();
                     }
@@ -132,8 +161,7 @@ impl Driver {
                 }
                 Err(error) if config.driver == IoDriver::Uring => return Err(explain(error)),
                 Err(error) => {
-                    let (reason, cure) = ringseed_sys::probe::explain_ring_error(&error);
-                    tracing::warn!(%reason, %cure, "no io_uring: running on epoll, which is slower");
+                    warn_of_epoll(&error);
                 }
             }
         }

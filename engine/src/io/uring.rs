@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringseed_sys::arena::Arena;
+use ringseed_sys::arena::{Arena, EXTENT_LEN_BYTES};
 use ringseed_sys::file::DataFile;
 use ringseed_sys::net::{self, Blocking};
 use ringseed_sys::ring::{Finished, Outcome, Ring, RingError, Task, Ticket, ZeroCopyState};
@@ -49,6 +49,8 @@ pub struct UringDriver {
     next_sock: u64,
     done: VecDeque<Completion>,
     registered_bytes: usize,
+    /// What the limits did not let it have.
+    unregistered_bytes: usize,
     /// As it was when somebody was told.
     zero_copy: ZeroCopyState,
 }
@@ -83,13 +85,10 @@ impl UringDriver {
         arena: Option<&Arena>,
     ) -> Result<UringDriver, RingError> {
         let mut ring = Ring::new(RING_ENTRIES)?;
+        let len_bytes = |arena: &Arena| arena.capacity() * EXTENT_LEN_BYTES;
+        let wanted_bytes = arena.map_or(0, len_bytes).min(REGISTER_MAX_BYTES);
         let registered_bytes =
             arena.map_or(0, |arena| ring.register_arena(arena, REGISTER_MAX_BYTES));
-        if arena.is_some() && registered_bytes == 0 {
-            tracing::info!(
-                "no buffers registered: the memlock limit is small (ulimit -l, LimitMEMLOCK=)"
-            );
-        }
         for listener in &listeners {
             // A ring wants sockets that wait, see `Blocking`.
             rustix::io::ioctl_fionbio(listener, false).map_err(|e| RingError::Io(e.into()))?;
@@ -109,8 +108,15 @@ impl UringDriver {
             next_sock: 1,
             done: VecDeque::new(),
             registered_bytes,
+            unregistered_bytes: wanted_bytes.saturating_sub(registered_bytes),
             zero_copy: ZeroCopyState::Unused,
         })
+    }
+
+    /// How many bytes of buffers the kernel lets this ring have, and how many more it was to have: the memlock
+    /// limit is one for all rings of a user.
+    pub fn registered_bytes(&self) -> (usize, usize) {
+        (self.registered_bytes, self.unregistered_bytes)
     }
 
     /// Sends long buffers without copying from now on, until the kernel says that it copies.

@@ -61,9 +61,9 @@ pub enum ReadOrder {
     /// As the device wants it: [`ReadOrder::FileOrder`] on one that moves heads.
     #[default]
     Auto,
-    /// Every lane reads ahead in a piece of its own, many at once.
+    /// As asked, many at once: offline every lane reads ahead in a piece of its own.
     Spread,
-    /// One stream in the order of the files.
+    /// In the order of the files: offline in one stream.
     FileOrder,
 }
 

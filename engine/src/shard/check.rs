@@ -12,7 +12,8 @@ use ringseed_sys::hash;
 use sha1::Digest as _;
 
 use super::Shard;
-use super::disk::{Class, FileKey};
+use super::budget::Class;
+use super::disk::FileKey;
 use super::hashing::check_v2;
 use super::listing::Stage;
 use crate::api::{ListingError, ListingId};
@@ -26,6 +27,8 @@ const READ_AHEAD: usize = 4;
 pub(super) struct Check {
     /// Pieces to check, those in `extents` included.
     pieces: RunSet,
+    /// Somebody waits for it, or data is in doubt.
+    is_repair: bool,
     /// Extents to read, the next one first.
     queue: VecDeque<ExtentIndex>,
     /// Read or being read, in the order they were queued: all extents of a piece one behind the other.
@@ -56,7 +59,7 @@ struct PartialPiece {
 
 impl Shard {
     /// Checks pieces from disk; what verifies is had, what does not is fetched.
-    pub(super) fn begin_check(&mut self, listing: ListingId, pieces: RunSet) {
+    pub(super) fn begin_check(&mut self, listing: ListingId, pieces: RunSet, class: Class) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         if matches!(active.stage, Stage::Failed(_)) || pieces.is_empty() {
             return;
@@ -67,14 +70,16 @@ impl Shard {
         if let Some(slot) = self.journal_slot(listing) {
             self.commit.writer().intent(slot, pieces.runs());
         }
-        self.queue_check(listing, pieces);
+        self.queue_check(listing, pieces, class);
     }
 
     /// Checks pieces from disk while fetching goes on.
-    pub(super) fn queue_check(&mut self, listing: ListingId, pieces: RunSet) {
+    pub(super) fn queue_check(&mut self, listing: ListingId, pieces: RunSet, class: Class) {
         let Some(active) = self.active.get_mut(&listing) else { return };
         let Some(geometry) = active.geometry().cloned() else { return };
         let check = active.check.get_or_insert_default();
+        // What is urgent does not wait behind what is not: all of it is urgent then.
+        check.is_repair |= class == Class::Repair;
         for piece in pieces.iter().filter_map(|piece| geometry.piece(piece).ok()) {
             // Under check already: whoever asks again and again for lost leaves gets one check of them.
             if check.pieces.contains(piece.get()) {
@@ -116,7 +121,8 @@ impl Shard {
             let check = check.expect("looked up above");
             check.queue.pop_front();
             check.extents.push_back((extent, None));
-            self.read_extent(listing, &geometry, extent, RunSet::default(), Class::Check, buf);
+            let class = if check.is_repair { Class::Repair } else { Class::Check };
+            self.read_extent(listing, &geometry, extent, RunSet::default(), class, buf);
         }
     }
 

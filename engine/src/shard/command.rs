@@ -145,9 +145,9 @@ pub struct Counters {
     pub stored_bytes: Counter,
     /// Payload bytes served from our own cache.
     pub read_cache_bytes: Counter,
-    /// Payload bytes read through the page cache.
+    /// Payload bytes read through the page cache for peers.
     pub read_page_cache_bytes: Counter,
-    /// Payload bytes read by O_DIRECT.
+    /// Payload bytes read by O_DIRECT for peers.
     pub read_direct_bytes: Counter,
     /// Bytes hashed.
     pub hashed_bytes: Counter,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use ringseed_core::geometry::PieceIndex;
 
 use super::Shard;
-use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::budget::Class;
+use super::disk::{DiskTask, FileKey, TaskKind};
 use super::journal::JournalFile;
 use super::listing::Active;
 use super::timers::Timer;

@@ -1,4 +1,5 @@
-//! Which operations go to the disk and when: open files, budgets, classes.
+//! Which operations go to the disk: open files and what is done on them. Which of them goes when is in
+//! `budget.rs`.
 //!
 //! A task names a file of a listing. The file is opened when its first task comes, with what its
 //! listing is doing now (reading only while checking, seeding or in place), sized and reserved before
@@ -10,23 +11,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent, ExtentMut};
-use ringseed_sys::dir::DirHandle;
+use ringseed_sys::arena::{Extent, ExtentMut};
+use ringseed_sys::dir::{DeviceId, DirHandle};
 
+use super::budget::{Charge, Class, Devices, Share};
 use super::listing::Active;
 use super::{Flight, Shard};
 use crate::api::ListingId;
 use crate::io::{FileId, Op, OpenMode, ReadPath};
-
-/// Operations in flight at most, over all shards, each of which has its part: a device does not know how
-/// many there are. Depth 32 of 256 KiB keeps an NVMe busy and a rotational disk sane.
-pub(super) const OPS_IN_FLIGHT_MAX: usize = 32;
-/// Of these, for checking: a check never keeps the foreground waiting for more than a few reads.
-const CHECK_OPS_IN_FLIGHT_MAX: usize = 8;
-/// Bytes in flight at most.
-const BYTES_IN_FLIGHT_MAX: u64 = 8 << 20;
-/// What every shard may have in flight however many there are: one transfer while the next is prepared.
-const OPS_IN_FLIGHT_MIN: usize = 2;
 
 /// Files up to this length are put in one job, without a second descriptor and without reserving their room: for
 /// 64 KiB those cost three times what the copy does. In bytes.
@@ -37,15 +29,6 @@ pub(super) const PUT_LEN_MAX: u64 = 128 << 10;
 pub(super) struct FileKey {
     pub listing: ListingId,
     pub file: u32,
-}
-
-/// Who is served first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
-    /// Writes of what arrives and reads for peers.
-    Foreground,
-    /// Hashing what lies on disk.
-    Check,
 }
 
 /// A transfer or a touch of one file. `job` is told when it is done.
@@ -71,7 +54,7 @@ pub(super) enum TaskKind {
 }
 
 impl DiskTask {
-    fn len_bytes(&self) -> u64 {
+    pub fn len_bytes(&self) -> u64 {
         match &self.kind {
             TaskKind::Read { len, .. } | TaskKind::Write { len, .. } => *len as u64,
             TaskKind::Touch | TaskKind::Sync => 0,
@@ -96,17 +79,14 @@ pub(super) enum TaskDone {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     files: BTreeMap<FileKey, OpenFile>,
-    foreground: VecDeque<DiskTask>,
-    check: VecDeque<DiskTask>,
-    ops_in_flight: usize,
-    check_in_flight: usize,
-    bytes_in_flight: u64,
+    devices: Devices,
     tick: u64,
 }
 
 #[derive(Debug)]
 struct OpenFile {
     state: FileState,
+    device: DeviceId,
     mode: OpenMode,
     /// Operations in flight on it.
     users: u32,
@@ -138,9 +118,8 @@ pub(super) struct OpenSpec {
 #[derive(Debug)]
 pub(super) struct TaskFlight {
     pub key: FileKey,
-    pub class: Class,
+    pub charge: Charge,
     pub job: u64,
-    pub len: u64,
     /// Of a write: where it goes, to try it again.
     pub offset_bytes: u64,
     pub start: usize,
@@ -156,40 +135,29 @@ impl Disk {
 
     /// Nothing queued and nothing in flight.
     pub fn is_idle(&self) -> bool {
-        self.ops_in_flight == 0 && self.foreground.is_empty() && self.check.is_empty()
+        self.devices.is_idle()
     }
 }
 
 impl Shard {
+    /// Devices that something is in flight on.
+    #[cfg(test)]
+    pub(crate) fn busy_devices(&self) -> Vec<DeviceId> {
+        self.disk.devices.busy().collect()
+    }
+
     /// Queues a task. Its end comes to `task_done`.
     pub(super) fn disk_submit(&mut self, task: DiskTask) {
-        match task.class {
-            Class::Foreground => self.disk.foreground.push_back(task),
-            Class::Check => self.disk.check.push_back(task),
-        }
+        let active = self.active.get(&task.key.listing);
+        // Of a listing that is gone nothing is opened: any queue will do.
+        let device = active.map_or(DeviceId(0), |active| active.root.device());
+        self.disk.devices.push(device, self.config.read_order, task);
     }
 
     /// Starts queued tasks as far as the budgets go.
     pub(super) fn pump_disk(&mut self) {
-        let shards = self.seat.mesh.shard_count();
-        let part = |max: usize| (max / shards).max(OPS_IN_FLIGHT_MIN);
-        let bytes_max = BYTES_IN_FLIGHT_MAX / shards as u64;
-        let bytes_max = bytes_max.max((OPS_IN_FLIGHT_MIN * EXTENT_LEN_BYTES) as u64);
-        loop {
-            let disk = &mut self.disk;
-            if disk.ops_in_flight >= part(OPS_IN_FLIGHT_MAX) || disk.bytes_in_flight >= bytes_max {
-                return;
-            }
-            let task = match disk.foreground.pop_front() {
-                Some(task) => task,
-                None if disk.check_in_flight < part(CHECK_OPS_IN_FLIGHT_MAX) => {
-                    match disk.check.pop_front() {
-                        Some(task) => task,
-                        None => return,
-                    }
-                }
-                None => return,
-            };
+        let share = Share::of(self.config.device_ops_max, self.seat.mesh.shard_count());
+        while let Some(task) = self.disk.devices.pop(share) {
             self.start_task(task);
         }
     }
@@ -228,6 +196,7 @@ impl Shard {
         let OpenSpec { root, path, mode, len_bytes } = spec;
         let mut file = OpenFile {
             state: FileState::Opening,
+            device: root.device(),
             mode,
             users: 0,
             dirty: false,
@@ -262,8 +231,8 @@ impl Shard {
         let TaskKind::Write { offset_bytes, buf, start, len } = kind else {
             unreachable!("only a write puts a file")
         };
-        self.count_started(key, class, len as u64);
-        let flight = TaskFlight { key, class, job, len: len as u64, offset_bytes, start };
+        let charge = self.count_started(key, class, len as u64);
+        let flight = TaskFlight { key, charge, job, offset_bytes, start };
         let id = self.flights.insert(Flight::Put(flight));
         let direct = self.config.puts_direct();
         self.out.push_back(Op::Put {
@@ -407,23 +376,23 @@ impl Shard {
             TaskKind::Sync => {
                 // A write that starts from here on makes the file dirty again.
                 self.disk.set_clean(key);
-                self.count_started(key, class, 0);
-                let id = self.flights.insert(Flight::SyncData(key));
+                let charge = self.count_started(key, class, 0);
+                let id = self.flights.insert(Flight::SyncData(key, charge));
                 self.out.push_back(Op::Sync { id, file: file_id });
             }
             TaskKind::Touch => {
                 self.task_done(key, job, TaskDone::Wrote(Ok(0)));
             }
             TaskKind::Read { offset_bytes, buf, start, len: read_len } => {
-                self.count_started(key, class, len);
-                let flight = TaskFlight { key, class, job, len, offset_bytes, start };
+                let charge = self.count_started(key, class, len);
+                let flight = TaskFlight { key, charge, job, offset_bytes, start };
                 let id = self.flights.insert(Flight::Read(flight));
                 let len = read_len;
                 self.out.push_back(Op::Read { id, file: file_id, offset_bytes, buf, start, len });
             }
             TaskKind::Write { offset_bytes, buf, start, len: write_len } => {
-                self.count_started(key, class, len);
-                let flight = TaskFlight { key, class, job, len, offset_bytes, start };
+                let charge = self.count_started(key, class, len);
+                let flight = TaskFlight { key, charge, job, offset_bytes, start };
                 let id = self.flights.insert(Flight::Write(flight));
                 let len = write_len;
                 self.out.push_back(Op::Write { id, file: file_id, offset_bytes, buf, start, len });
@@ -431,20 +400,18 @@ impl Shard {
         }
     }
 
-    fn count_started(&mut self, key: FileKey, class: Class, len: u64) {
-        self.disk.ops_in_flight += 1;
-        self.disk.check_in_flight += usize::from(class == Class::Check);
-        self.disk.bytes_in_flight += len;
-        if let Some(file) = self.disk.files.get_mut(&key) {
-            file.users += 1;
-        }
+    fn count_started(&mut self, key: FileKey, class: Class, len_bytes: u64) -> Charge {
+        let file = self.disk.files.get_mut(&key).expect("it is open, or being opened");
+        file.users += 1;
+        let charge = Charge { device: file.device, class, len_bytes };
+        self.disk.devices.begin(charge);
+        charge
     }
 
-    fn count_ended(&mut self, flight: &TaskFlight) {
-        self.disk.ops_in_flight -= 1;
-        self.disk.check_in_flight -= usize::from(flight.class == Class::Check);
-        self.disk.bytes_in_flight -= flight.len;
-        if let Some(file) = self.disk.files.get_mut(&flight.key) {
+    fn count_ended(&mut self, key: FileKey, charge: Charge) {
+        self.disk.devices.end(charge);
+        // A file that was closed meanwhile, with its listing, has no users left to count.
+        if let Some(file) = self.disk.files.get_mut(&key) {
             file.users = file.users.saturating_sub(1);
         }
     }
@@ -456,7 +423,7 @@ impl Shard {
         result: io::Result<(usize, ReadPath)>,
         buf: ExtentMut,
     ) {
-        self.count_ended(&flight);
+        self.count_ended(flight.key, flight.charge);
         self.close_if_stale(flight.key);
         self.task_done(flight.key, flight.job, TaskDone::Read(result, buf));
     }
@@ -468,8 +435,9 @@ impl Shard {
         result: io::Result<()>,
         buf: Extent,
     ) {
-        self.count_ended(&flight);
-        let TaskFlight { key, class, job, len, offset_bytes, start } = flight;
+        let TaskFlight { key, charge, job, offset_bytes, start } = flight;
+        let (class, len) = (charge.class, charge.len_bytes);
+        self.count_ended(key, charge);
         let done = match result {
             Ok(()) => {
                 if !self.active.get(&key.listing).is_some_and(Active::is_helper)
@@ -540,9 +508,13 @@ impl Shard {
     }
 
     /// Answer to the sync of a payload file.
-    pub(super) fn handle_data_synced(&mut self, key: FileKey, result: io::Result<()>) {
-        let (class, job, len, offset_bytes, start) = (Class::Foreground, 0, 0, 0, 0);
-        self.count_ended(&TaskFlight { key, class, job, len, offset_bytes, start });
+    pub(super) fn handle_data_synced(
+        &mut self,
+        key: FileKey,
+        charge: Charge,
+        result: io::Result<()>,
+    ) {
+        self.count_ended(key, charge);
         self.close_if_stale(key);
         self.data_synced(key, result);
     }
@@ -553,12 +525,7 @@ impl Shard {
         // A commit counts its syncs: those that are dropped have nothing left to sync.
         let mut dropped = Vec::new();
         if drop_tasks {
-            for queue in [&mut self.disk.foreground, &mut self.disk.check] {
-                let (gone, stay): (VecDeque<_>, VecDeque<_>) =
-                    queue.drain(..).partition(|task| task.key.listing == listing);
-                *queue = stay;
-                dropped.extend(gone);
-            }
+            dropped.extend(self.disk.devices.take_all_of(listing));
         }
         let range = FileKey { listing, file: 0 }..=FileKey { listing, file: u32::MAX };
         let keys: Vec<FileKey> = self.disk.files.range(range).map(|(&key, _)| key).collect();

@@ -13,8 +13,9 @@ use ringseed_core::geometry::{ExtentIndex, Geometry};
 use ringseed_sys::arena::{EXTENT_LEN_BYTES, Extent};
 
 use super::Shard;
+use super::budget::Class;
 use super::cache::ExtentKey;
-use super::disk::{Class, DiskTask, FileKey, PUT_LEN_MAX, TaskKind};
+use super::disk::{DiskTask, FileKey, PUT_LEN_MAX, TaskKind};
 use super::writing::Stored;
 use crate::api::ListingId;
 

@@ -13,7 +13,6 @@ use ringseed_sys::arena::EXTENT_LEN_BYTES;
 use ringseed_sys::hash;
 
 use super::Shard;
-use super::disk::OPS_IN_FLIGHT_MAX;
 use super::listing::{Active, Stage};
 use super::peer::Conn;
 use super::timers::Timer;
@@ -30,10 +29,10 @@ const LANES: usize = 16;
 /// quarter of the smallest arena.
 const HELD_MAX_BYTES: u64 = 16 << 20;
 /// When no block has come for this long, what there is is hashed. A sender that shares a core with us is away for
-/// a slice of the scheduler, about 3 ms, and has not stopped.
-const LULL: Duration = Duration::from_millis(5);
-/// No whole piece waits longer than this for others.
-const HELD_MAX: Duration = Duration::from_millis(20);
+/// a slice of the scheduler, about 3 ms, and has not stopped; with several shards to a core it is away for more.
+const LULL: Duration = Duration::from_millis(10);
+/// No whole piece waits longer than this for others: what four shards of two cores need for 16 MiB each.
+const HELD_MAX: Duration = Duration::from_millis(60);
 
 /// What waits to be hashed.
 #[derive(Debug, Default)]
@@ -178,7 +177,8 @@ impl Shard {
         let is_pressed = is_much && !self.starving.is_empty() || self.is_stopping;
         // Everything asked for may be here because there are no buffers to ask for more: those that are being
         // written come back in a moment. As long as the disk has enough to do, nothing is lost by that.
-        let is_short = !self.starving.is_empty() && self.cache.pinned_len() >= OPS_IN_FLIGHT_MAX;
+        let is_short = !self.starving.is_empty()
+            && self.cache.pinned_len() >= self.config.device_ops_max as usize;
         let more_comes = is_short || self.awaits_blocks_of(pieces);
         if self.now >= due_at || is_full || is_pressed || !more_comes {
             return false;

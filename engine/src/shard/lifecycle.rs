@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ringseed_core::geometry::PieceIndex;
 
+use super::budget::Class;
 use super::catalogue::name_of;
 use super::command::{Command, NewListing};
 use super::listing::{Active, Stage, key_of};
@@ -155,7 +156,7 @@ impl Shard {
             if active.is_fresh {
                 self.begin_stage(listing);
             } else {
-                self.begin_check(listing, all());
+                self.begin_check(listing, all(), Class::Check);
             }
             return;
         };
@@ -185,7 +186,7 @@ impl Shard {
         if suspect.is_empty() {
             self.begin_stage(listing);
         } else {
-            self.begin_check(listing, suspect);
+            self.begin_check(listing, suspect, Class::Check);
         }
     }
 

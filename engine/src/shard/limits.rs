@@ -125,9 +125,14 @@ impl Limiter {
         }
     }
 
+    /// Whether anything is capped.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_any.load(Ordering::Acquire)
+    }
+
     /// What may move now: the tightest cap counts.
     pub(super) fn allowance(&self, way: Way, counted: Counted, now: Instant) -> Allowance {
-        if !self.is_any.load(Ordering::Acquire) {
+        if !self.is_any() {
             return Allowance::Bytes(u64::MAX);
         }
         let mut least = u64::MAX;
@@ -147,7 +152,7 @@ impl Limiter {
 
     /// Counts what moves.
     pub(super) fn spend(&self, way: Way, counted: Counted, bytes: u64) {
-        if bytes > 0 && self.is_any.load(Ordering::Acquire) {
+        if bytes > 0 && self.is_any() {
             self.lock().of(way, counted).for_each(|bucket| bucket.spend(bytes));
         }
     }

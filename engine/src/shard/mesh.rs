@@ -24,7 +24,7 @@ use crate::store::Recovered;
 use crate::store::journal::{JournalSlots, Record};
 
 /// Messages that wait for a shard at most; what comes then waits with its sender.
-const MAILBOX_LEN: usize = 1024;
+pub(super) const MAILBOX_LEN: usize = 1024;
 
 /// The shard that accepts connections, knows all addresses, and writes the journal.
 pub(super) const FIRST: usize = 0;

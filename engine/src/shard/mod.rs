@@ -20,6 +20,7 @@ mod accounts;
 mod admit;
 mod blame;
 mod bucket;
+mod budget;
 mod cache;
 mod catalogue;
 mod check;
@@ -73,6 +74,7 @@ use crate::store::{RecoveredState, StateDir};
 use accounts::Accounts;
 use admit::Door;
 use blame::Proofs;
+use budget::Charge;
 use cache::Cache;
 pub(crate) use catalogue::name_of;
 use catalogue::{Catalogue, Folders, Names};
@@ -139,7 +141,7 @@ enum Flight {
     Put(TaskFlight),
     Read(TaskFlight),
     Write(TaskFlight),
-    SyncData(FileKey),
+    SyncData(FileKey, Charge),
     OpenJournal,
     ReserveJournal,
     WriteJournal,
@@ -429,7 +431,9 @@ impl Machine for Shard {
             (Flight::Write(flight), Done::Written(result, buf)) => {
                 self.handle_written(flight, result, buf);
             }
-            (Flight::SyncData(key), Done::Synced(result)) => self.handle_data_synced(key, result),
+            (Flight::SyncData(key, charge), Done::Synced(result)) => {
+                self.handle_data_synced(key, charge, result);
+            }
             (Flight::OpenJournal, Done::Opened(result)) => self.handle_journal_opened(result),
             (Flight::WriteJournal, Done::SmallWritten(result)) => {
                 self.handle_journal_written(result)

@@ -268,3 +268,80 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::command::CommandQueue;
+    use super::super::mesh::MAILBOX_LEN;
+    use super::*;
+    use crate::Rates;
+
+    /// Two shards that count how often they are woken.
+    fn pair() -> ([Seat; 2], [Arc<AtomicU32>; 2]) {
+        let woken: [Arc<AtomicU32>; 2] = Default::default();
+        let queue = |woken: &Arc<AtomicU32>| {
+            let (queue, woken) = (Arc::new(CommandQueue::default()), woken.clone());
+            queue.set_waker(Box::new(move || {
+                woken.fetch_add(1, Ordering::Relaxed);
+            }));
+            queue
+        };
+        let queues = woken.iter().map(queue).collect();
+        let (recovered, slots) = Default::default();
+        let mesh = Mesh::new(queues, recovered, slots, 1, Rates::default());
+        ([Seat::new(mesh.clone(), 0), Seat::new(mesh, 1)], woken)
+    }
+
+    fn number(message: Message) -> u64 {
+        match message {
+            Message::Recorded { ticket } => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read(seat: &Seat) -> Vec<u64> {
+        seat.mesh.take(seat.index).into_iter().map(number).collect()
+    }
+
+    /// A message to a shard that has not looked since the last one wakes nobody: one wake brings all of them.
+    #[test]
+    fn whoever_is_woken_is_not_woken_again_before_it_has_looked() {
+        let ([mut one, two], woken) = pair();
+        let woken = |at: usize| woken[at].load(Ordering::Relaxed);
+        (0..100).for_each(|ticket| one.post(1, Message::Recorded { ticket }));
+        assert_eq!((woken(0), woken(1)), (0, 1));
+        assert_eq!(read(&two), (0..100).collect::<Vec<_>>());
+        one.post(1, Message::Recorded { ticket: 100 });
+        assert_eq!(woken(1), 2);
+        assert_eq!(read(&two), [100]);
+        assert_eq!(woken(0), 0, "nobody waited for room");
+    }
+
+    /// A mailbox has an end. What finds it full waits in order with its sender, who is woken when there is room.
+    #[test]
+    fn a_full_mailbox_keeps_its_senders_waiting_in_order() {
+        let ([mut one, two], woken) = pair();
+        let woken = |at: usize| woken[at].load(Ordering::Relaxed);
+        let all = 2 * MAILBOX_LEN as u64 + 10;
+        (0..all).for_each(|ticket| one.post(1, Message::Recorded { ticket }));
+        let mut heard = read(&two);
+        assert_eq!(heard.len(), MAILBOX_LEN, "no more than a mailbox holds");
+        assert_eq!(woken(0), 1, "there is room");
+        // There is room, and others wait before this one.
+        one.post(1, Message::Recorded { ticket: all });
+        assert_eq!(read(&two), []);
+        while heard.len() <= all as usize {
+            one.pump();
+            let more = read(&two);
+            assert!(!more.is_empty() && more.len() <= MAILBOX_LEN);
+            heard.extend(more);
+        }
+        assert_eq!(heard, (0..=all).collect::<Vec<_>>());
+        let room = woken(0);
+        one.pump();
+        assert!(read(&two).is_empty());
+        assert_eq!(woken(0), room, "nobody waits any more");
+    }
+}

@@ -68,8 +68,8 @@ pub(super) struct Conn {
     /// Extents that were read for it and not sent yet. The cache may drop them meanwhile: with more
     /// connections than it has room for, each would push out what the others have just read.
     pub held: Vec<Held>,
-    /// What it may still send in this round of the upload queue, in bytes.
-    pub deficit: u64,
+    /// Payload that it has been given under caps, in bytes, beside what others were given while it wanted none.
+    pub given_bytes: u64,
     /// Payload that it has sent since slots were given last, in bytes.
     pub gave_bytes: u64,
     /// Since when it is unchoked, or waits to be.
@@ -300,7 +300,8 @@ impl Shard {
         // One shard says nothing of it, as a stock client does.
         let shards = if shards > 1 { u8::try_from(shards).unwrap_or(u8::MAX) } else { 0 };
         let peer_id = PeerId(self.config.peer_id);
-        LinkConfig { peer_id, lane, shards, ..LinkConfig::default() }
+        let requests_in_max = self.config.requests_per_peer_max;
+        LinkConfig { peer_id, lane, shards, requests_in_max, ..LinkConfig::default() }
     }
 
     /// The listener has accepted a connection.
@@ -362,7 +363,7 @@ impl Shard {
             is_streaming: false,
             timer_at: None,
             served: VecDeque::new(),
-            deficit: 0,
+            given_bytes: 0,
             gave_bytes: 0,
             slot_since: self.now,
             useful_at: self.now,

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Shard;
+use super::budget::Class;
 use super::listing::{Active, Stage};
 use super::timers::Timer;
 use crate::api::ListingId;
@@ -83,7 +84,7 @@ impl Shard {
         if let Some((_, queued)) = self.remakes.queue.iter_mut().find(|(of, _)| *of == listing) {
             pieces.runs().for_each(|(first, count)| queued.remove(first, count));
         }
-        self.queue_check(listing, pieces);
+        self.queue_check(listing, pieces, Class::Repair);
         true
     }
 
@@ -163,7 +164,7 @@ impl Shard {
                 if let Some((_, queued)) = self.remakes.queue.front_mut() {
                     step.runs().for_each(|(first, count)| queued.remove(first, count));
                 }
-                self.queue_check(listing, step);
+                self.queue_check(listing, step, Class::Check);
             }
             break;
         }

@@ -1,8 +1,9 @@
 //! Serving: requests in order, extents read once and shared by everybody who waits for them.
 //!
-//! Connections with requests stand in a round; each turn gives one of them a quantum of bytes and puts
-//! it at the end (deficit round robin), so that many small requests and few large ones get the same; many
-//! connections of one peer and one of another do by `accounts`.
+//! Connections with requests stand in a round, and each turn gives one of them a quantum of bytes. Without a cap it
+//! comes back when its socket has taken them: sockets set the pace, and nobody waits for anybody. Under a cap the
+//! one that has been given least goes first (start-time fair queueing), so that many small requests and few large ones
+//! get the same; many connections of one peer and one of another do by `accounts`.
 //! A connection has one send in flight: what its socket does not take now is not pinned.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +14,9 @@ use ringseed_core::geometry::{BLOCK_LEN, BlockRef, ExtentIndex, Geometry};
 use ringseed_core::wire::{ChannelId, GatherItem, GatherList};
 use ringseed_sys::arena::{Extent, ExtentMut};
 
+use super::budget::Class;
 use super::cache::ExtentKey;
-use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::disk::{DiskTask, FileKey, TaskKind};
 use super::limits::{Allowance, Counted, Way};
 use super::peer::{CloseReason, Conn, ConnId, Held, Parts, Served};
 use super::timers::Timer;
@@ -24,8 +26,10 @@ use crate::api::ListingId;
 use crate::io::{Op, ReadPath, SEND_PARTS_MAX, SendBuf, SendPart};
 use crate::store::RunSet;
 
-/// What a connection may send per round, in bytes.
+/// What a connection may send per turn under a cap, in bytes.
 const QUANTUM: u64 = 256 << 10;
+/// Whoever had nothing to ask for may catch up by so much with those who had, in bytes.
+const BEHIND_MAX: u64 = 2 * QUANTUM;
 /// Payload of one send at most, in bytes.
 pub(super) const SEND_BYTES_MAX: u64 = 1 << 20;
 /// Payload of the first send to a peer, in bytes, until it is known how fast it takes it.
@@ -122,6 +126,11 @@ impl Shard {
             self.queue_upload(id);
         }
         self.ask_again();
+        if self.seat.mesh.limiter().is_any() {
+            let conns = &self.conns;
+            let given = |id: &ConnId| conns.get(id).map_or(0, |conn| conn.given_bytes);
+            self.upload_round.make_contiguous().sort_by_key(given); // those that wait are in order already
+        }
         for _ in 0..self.upload_round.len() {
             let Some(id) = self.upload_round.pop_front() else { return };
             let Some(conn) = self.conns.get_mut(&id) else { continue };
@@ -162,7 +171,8 @@ impl Shard {
         }
     }
 
-    /// Hands as many of the peer's requests to its channel as are in memory, and reads the next ones.
+    /// Hands as many of the peer's requests to its channel as are in memory, and reads the next ones. It comes back
+    /// to the round with the end of its send, or of a read.
     fn serve_conn(&mut self, id: ConnId, available: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let Some(listing) = conn.listing else { return };
@@ -176,7 +186,6 @@ impl Shard {
         };
         if wanted.is_empty() {
             if let Some(conn) = self.conns.get_mut(&id) {
-                conn.deficit = 0;
                 conn.held.clear();
             }
             return;
@@ -186,9 +195,8 @@ impl Shard {
         let (send_bytes_max, is_copied) =
             self.uploads.grant(self.arena.capacity(), conn.send_bytes_max);
         conn.is_copied = is_copied;
-        let quantum = if is_capped { QUANTUM.min(available) } else { send_bytes_max };
-        conn.deficit = (conn.deficit + quantum).min(send_bytes_max);
-        let granted = conn.deficit.min(available);
+        let turn_max = if is_capped { QUANTUM.min(send_bytes_max) } else { send_bytes_max };
+        let granted = turn_max.min(available);
         let mut spent = 0;
         // Behind a long answer blocks of earlier turns may still wait: one send may take them all.
         let parts_queued: usize = conn.served.iter().map(|served| served.parts.len() + 1).sum();
@@ -209,7 +217,8 @@ impl Shard {
             }
             let is_near = nearest.takes(&geometry, block);
             let missing_before = missing.len();
-            let parts = self.parts_of(id, listing, &geometry, block, &mut last, &mut missing);
+            let (parts, cached_bytes) =
+                self.parts_of(id, listing, &geometry, block, &mut last, &mut missing);
             if !is_near && missing.len() > missing_before {
                 missing.truncate(missing_before);
                 break; // read now, it would be let go below and read again and again
@@ -232,24 +241,23 @@ impl Shard {
             let Some(channel) = conn.channel_mut() else { return };
             if channel.serve(block) {
                 conn.served.push_back(Served { block, parts });
+                self.counters.read_cache_bytes.add(cached_bytes);
                 spent += len;
                 parts_left -= parts_len + 1;
             }
         }
         let conn = self.conns.get_mut(&id).expect("looked up above");
-        conn.deficit = conn.deficit.saturating_sub(spent);
+        if is_capped && spent > 0 {
+            let begun = conn.given_bytes.max(self.uploads.clock().saturating_sub(BEHIND_MAX));
+            self.uploads.set_clock(begun);
+            conn.given_bytes = begun + spent;
+        }
         self.spend(id, Way::Up, spent);
         self.count_for_account(id, spent);
         self.release_held(id, &geometry);
         self.touched.insert(id);
-        let has_sent = spent > 0;
         for (ahead, extent) in missing.into_iter().enumerate() {
             self.read_for(id, listing, &geometry, extent, ahead > 0);
-        }
-        // What was begun comes back with the end of its send; otherwise a read wakes it.
-        let full = QUANTUM.min(send_bytes_max);
-        if !has_sent && self.conns.get(&id).is_some_and(|conn| conn.deficit < full) {
-            self.queue_upload(id);
         }
     }
 
@@ -286,8 +294,8 @@ impl Shard {
         self.conns.values().map(|conn| conn.held.len()).sum()
     }
 
-    /// Where the bytes of a block are in memory; extents that are not are added to `missing`. `last` is what was
-    /// found last: the next block mostly lies in the same extent.
+    /// Where the bytes of a block are in memory, and how many of them our own cache has; extents that are not there
+    /// are added to `missing`. `last` is what was found last: the next block mostly lies in the same extent.
     fn parts_of(
         &mut self,
         id: ConnId,
@@ -296,8 +304,9 @@ impl Shard {
         block: BlockRef,
         last: &mut Option<InMemory>,
         missing: &mut Vec<ExtentIndex>,
-    ) -> Parts {
+    ) -> (Parts, u64) {
         let mut parts = Parts::default();
+        let mut cached_bytes = 0;
         let piece = block.piece().get();
         for part in geometry.extent_parts(block) {
             let (start, len) = (part.offset as usize, part.len as usize);
@@ -306,16 +315,14 @@ impl Shard {
             }
             match last {
                 Some(found) => {
-                    if found.is_cached {
-                        self.counters.read_cache_bytes.add(len as u64);
-                    }
+                    cached_bytes += if found.is_cached { len as u64 } else { 0 };
                     parts.push((found.data.clone(), start, len));
                 }
                 None if missing.contains(&part.extent) => {}
                 None => missing.push(part.extent),
             }
         }
-        parts
+        (parts, cached_bytes)
     }
 
     /// An extent with the bytes of a piece, if the connection holds it or the cache has it.
@@ -417,11 +424,11 @@ impl Shard {
         let begin = geometry.extent_offset(extent);
         let mut parts = Vec::new();
         let ranges = match class {
-            Class::Check => {
+            Class::Repair | Class::Check => {
                 let whole = begin..begin + u64::from(geometry.extent_len(extent));
                 std::iter::once(whole).collect()
             }
-            _ => ranges_in(geometry, extent, &pieces),
+            Class::Foreground => ranges_in(geometry, extent, &pieces),
         };
         for range in ranges {
             let mut at = (range.start - begin) as usize; // within an extent
@@ -489,7 +496,9 @@ impl Shard {
                         &self.counters.read_page_cache_bytes
                     }
                 };
-                counter.add(len as u64);
+                if read.class == Class::Foreground {
+                    counter.add(len as u64);
+                }
                 read.is_resident &= path != ReadPath::Direct;
                 if len == wanted {
                     return self.read_next(job, buf);
@@ -498,7 +507,7 @@ impl Shard {
             }
             Err(error) => error,
         };
-        if read.class == Class::Check {
+        if read.class.is_check() {
             // Neighbours of what is not there may be.
             read.holes.push((start, wanted));
             self.note_check_error(read_listing, &error);
@@ -511,7 +520,7 @@ impl Shard {
 
     /// An extent is read whole, or cannot be.
     fn extent_read(&mut self, read: ReadJob, result: io::Result<ExtentMut>) {
-        if read.class == Class::Check {
+        if read.class.is_check() {
             self.check_read(read.listing, read.extent, result.ok(), read.holes);
             return;
         }
@@ -549,7 +558,7 @@ impl Shard {
     pub(super) fn unreadable_pieces(&mut self, listing: ListingId, pieces: RunSet) {
         self.lose_pieces(listing, &pieces);
         self.close_files_of(listing, false);
-        self.begin_check(listing, pieces);
+        self.begin_check(listing, pieces, Class::Repair);
     }
 
     /// Forgets whatever memory holds of a piece that is not believed any more: in the cache, held for

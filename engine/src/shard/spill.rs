@@ -2,14 +2,16 @@
 //!
 //! A piece of 16 MiB is 64 extents, and every source may be filling one. When the arena runs full,
 //! extents that wait only for others of their piece are written to their final place under an intent
-//! and forgotten. When such a piece is whole, what is left of it is written too, and all of it is read
+//! and forgotten. When such a piece is whole, what is left of it is written too. With a v2 view alone to be checked
+//! it is judged by its leaves, which were hashed as they came; SHA-1 wants all bytes in order, so all of it is read
 //! back and judged as a check does. Until then nothing of it is had, served or claimed.
 
 use ringseed_core::geometry::{ExtentIndex, PieceIndex};
 
 use super::Job;
 use super::Shard;
-use super::disk::{Class, DiskTask, FileKey, TaskKind};
+use super::budget::Class;
+use super::disk::{DiskTask, FileKey, TaskKind};
 use super::hashing::check_v2;
 use super::peer::Who;
 use crate::api::ListingId;
@@ -133,7 +135,16 @@ impl Shard {
         }
         let senders = active.assembler.senders_of(&geometry, piece);
         active.spilled.insert(piece.get(), senders);
-        self.queue_check(listing, std::iter::once(piece.get()).collect());
+        let blocks = active.assembler.blocks_of(&geometry, piece);
+        let leaves: Option<Vec<[u8; 32]>> = blocks.map(|block| block.leaf).collect();
+        let Some(leaves) = leaves.filter(|_| active.has_v2() && !active.checks_v1()) else {
+            self.queue_check(listing, std::iter::once(piece.get()).collect(), Class::Repair);
+            return;
+        };
+        let metainfo = active.metainfo.as_ref().expect("a piece has a metainfo");
+        let is_good =
+            active.blame.vouches_for(piece, &leaves) || check_v2(metainfo, piece, &leaves);
+        self.spilled_checked(listing, piece, true, is_good, &leaves);
     }
 
     /// A spilled piece was read back: what follows. True when it was one.

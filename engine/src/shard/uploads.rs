@@ -47,6 +47,8 @@ pub(super) struct Uploads {
     senders: usize,
     pinned: usize,
     relieved_at: Option<Instant>,
+    /// Where the round is: what the connection had been given, in bytes, that was served last or further on.
+    clock: u64,
 }
 
 impl Uploads {
@@ -60,6 +62,16 @@ impl Uploads {
     pub fn ended(&mut self, pinned: usize) {
         self.senders -= usize::from(pinned > 0);
         self.pinned -= pinned;
+    }
+
+    /// How far the round has come, see [`Conn::given_bytes`].
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// A connection that had been given `begun` bytes is served.
+    pub fn set_clock(&mut self, begun: u64) {
+        self.clock = self.clock.max(begun);
     }
 
     /// What a send to a peer that takes `send_bytes_max` at once may carry, in bytes, and whether it is copied

@@ -6,8 +6,9 @@ use std::ops::Range;
 use ringseed_core::geometry::{ExtentIndex, Geometry, PieceIndex};
 use ringseed_sys::arena::Extent;
 
+use super::budget::Class;
 use super::cache::ExtentKey;
-use super::disk::{Class, DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
+use super::disk::{DiskTask, FileKey, OpenSpec, TaskDone, TaskKind};
 use super::fill::Filled;
 use super::gather::holds_askew;
 use super::listing::{Stage, WAIT_MAX, WAIT_MIN};
@@ -384,7 +385,7 @@ impl Shard {
         }
         self.withdraw(listing, &pieces);
         self.close_files_of(listing, false);
-        self.begin_check(listing, pieces);
+        self.begin_check(listing, pieces, Class::Repair);
     }
 
     /// The disk refused an operation: wait with this listing, seed on, try again.
@@ -427,7 +428,7 @@ impl Shard {
         if active.stage == Stage::Running && !active.place.is_owned() && !active.have.is_full() {
             // In place nothing is fetched: what could not be read is read again.
             let missing = active.have.iter_missing().map(PieceIndex::get).collect();
-            return self.begin_check(listing, missing);
+            return self.begin_check(listing, missing, Class::Repair);
         }
         self.begin_stage(listing);
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{channel, sync_channel};
 
 use ringseed_sys::arena::Arena;
@@ -26,10 +27,11 @@ pub(super) enum Reading {
 
 /// A shard, its sockets, and a disk that always answers at once.
 pub(super) struct Hand {
-    _dir: TestDir,
+    dir: TestDir,
     pub(super) shard: Shard,
     pub(super) queue: Arc<CommandQueue>,
     pub(super) counters: Arc<Counters>,
+    pub(super) mesh: Arc<Mesh>,
     pub(super) metainfo: Arc<Metainfo>,
     pub(super) now: Instant,
     pub(super) next: u64,
@@ -44,10 +46,17 @@ pub(super) struct Hand {
     pub(super) reads: u64,
     /// Reads from this place of the files do not end.
     pub(super) stuck_read: Option<u64>,
+    /// No read ends.
+    pub(super) is_disk_stuck: bool,
     pub(super) stuck: Vec<Op>,
 }
 
 impl Hand {
+    /// The folder that the payload is in.
+    pub(super) fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
     pub(super) fn new(change: impl FnOnce(&mut Config)) -> Hand {
         Hand::of(|source| tree(&source.join("data"), 6), 64 << 10, change)
     }
@@ -93,7 +102,7 @@ impl Hand {
             events: channel().0,
             state: Arc::new(state),
             recovered: Some(recovered),
-            mesh,
+            mesh: mesh.clone(),
             index: 0,
             seed: 1,
         };
@@ -102,6 +111,7 @@ impl Hand {
             shard,
             queue,
             counters,
+            mesh,
             metainfo: metainfo.clone(),
             now,
             next: 0,
@@ -113,8 +123,9 @@ impl Hand {
             dialled: Vec::new(),
             reads: 0,
             stuck_read: None,
+            is_disk_stuck: false,
             stuck: Vec::new(),
-            _dir: dir,
+            dir,
         };
         let (answer, answers) = sync_channel(1);
         let new = NewListing {
@@ -200,7 +211,9 @@ impl Hand {
                 let file = FileId(self.next);
                 self.complete(id, Done::Opened(Ok((file, 1 << 40))));
             }
-            Op::Read { offset_bytes, .. } if self.stuck_read == Some(offset_bytes) => {
+            Op::Read { offset_bytes, .. }
+                if self.is_disk_stuck || self.stuck_read == Some(offset_bytes) =>
+            {
                 self.stuck.push(op);
             }
             Op::Read { id, buf, len, .. } => {
@@ -327,6 +340,14 @@ pub(super) fn big_seed_of(kind: Kind) -> Hand {
 }
 
 pub(super) fn sparse_seed_of(kind: Kind, len_bytes: u64) -> Hand {
+    sparse_seed_with(kind, len_bytes, |_| {})
+}
+
+pub(super) fn sparse_seed_with(
+    kind: Kind,
+    len_bytes: u64,
+    change: impl FnOnce(&mut Config),
+) -> Hand {
     Hand::of_kind(
         kind,
         move |dir| {
@@ -337,7 +358,7 @@ pub(super) fn sparse_seed_of(kind: Kind, len_bytes: u64) -> Hand {
             std::fs::write(dir.join("data/tail.bin"), b"x").unwrap();
         },
         256 << 10,
-        |_| {},
+        change,
     )
 }
 

@@ -2,19 +2,24 @@
 
 mod accounts;
 mod blame;
+mod bounds;
 mod choking;
 mod cold;
 mod door;
+mod edges;
 mod hand;
 mod hostile;
 mod intake;
 mod journal;
+mod lanes;
 mod leaves;
 mod limits;
 mod magnet;
 mod metadata;
+mod paths;
 mod peers;
 mod regressions;
+mod rounds;
 mod script;
 mod select;
 mod shards;

@@ -579,6 +579,24 @@ fn a_stock_peer_is_asked_for_leaves_after_a_failure_only() {
     }
 }
 
+/// A piece as long as the arena goes to the disk before it is whole, and is judged by the leaves that were hashed on
+/// the way there: what is wrong in it is found, fetched again, and nothing false is had meanwhile.
+#[test]
+fn a_lie_in_a_spilled_piece_is_found_by_its_leaves() {
+    for gives_leaves in [true, false] {
+        let scene = scene_of_one_file(Kind::V2, 16 << 20, 16 << 20);
+        let mut leech = Node::start(scene.dir.path(), 1);
+        let id = leech.fetch(&scene.metainfo, &scene.goal(), &[]);
+        let mut script = Script::dial(leech.addr(), scene.v2_id(), true, b"XX", 9);
+        let is_done = || leech.engine.listing_status(id).unwrap().have_pieces == 1;
+        let (asked, _) = serve_one_lie(&scene, &mut script, gives_leaves, is_done);
+        leech.wait_complete(id);
+        assert!(leech.engine.status().arena_waits > 0, "it was to be spilled");
+        assert!(asked.len() > 1024, "the lie was believed");
+        assert_eq!(snapshot(&scene.goal()), snapshot(&scene.source));
+    }
+}
+
 /// A peer that named the v1 view alone is never sent a message of BEP 52.
 #[test]
 fn a_v1_peer_is_not_asked_for_hashes() {

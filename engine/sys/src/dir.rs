@@ -28,7 +28,12 @@ const DIR_MODE: Mode = Mode::from_raw_mode(0o755);
 pub struct DirHandle {
     fd: OwnedFd,
     path: PathBuf,
+    device: DeviceId,
 }
+
+/// Which device a file system is on, as `stat(2)` numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub u64);
 
 /// How [`DirHandle::open_file`] opens. The default reads a file that exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +105,7 @@ impl DirHandle {
     pub fn open(path: &Path) -> io::Result<DirHandle> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(DirHandle { fd, path: path.to_owned() })
+        DirHandle::of(fd, path.to_owned())
     }
 
     /// Opens a folder, creating it and its parents if missing. What was created is durable when this
@@ -117,6 +122,16 @@ impl DirHandle {
             Self::open(parent.unwrap_or(Path::new(".")))?.sync()?;
         }
         Self::open(path)
+    }
+
+    fn of(fd: OwnedFd, path: PathBuf) -> io::Result<DirHandle> {
+        let device = DeviceId(rustix::fs::fstat(&fd)?.st_dev);
+        Ok(DirHandle { fd, path, device })
+    }
+
+    /// The device that the folder itself is on.
+    pub fn device(&self) -> DeviceId {
+        self.device
     }
 
     /// The path it was opened by, for messages.
@@ -208,7 +223,7 @@ impl DirHandle {
     /// As [`DirHandle::open_or_create`]; `ENOTDIR` when it is no folder.
     pub fn open_dir(&self, rel: &Path) -> io::Result<DirHandle> {
         let fd = self.open_dir_fd(checked(rel)?)?;
-        Ok(DirHandle { fd, path: self.path.join(rel) })
+        DirHandle::of(fd, self.path.join(rel))
     }
 
     /// Creates the folder `rel` and its parents beneath this one, one component at a time.
@@ -566,6 +581,15 @@ mod tests {
     }
 
     #[test]
+    fn folders_of_other_file_systems_are_on_other_devices() {
+        let tmp = TestDir::new();
+        let root = DirHandle::create(&tmp.path().join("a")).unwrap();
+        root.create_dirs(Path::new("b")).unwrap();
+        assert_eq!(root.device(), root.open_dir(Path::new("b")).unwrap().device());
+        assert_ne!(root.device(), DirHandle::open(Path::new("/proc")).unwrap().device());
+    }
+
+    #[test]
     fn names_that_lead_out_are_refused() {
         let tmp = TestDir::new();
         let root = DirHandle::create(&tmp.path().join("root")).unwrap();
@@ -624,6 +648,21 @@ mod tests {
         root.replace_file(rel, b"second").unwrap();
         assert_eq!(root.read_file(rel, 100).unwrap(), b"second");
         assert_eq!(root.list(Path::new("state")).unwrap().len(), 1);
+    }
+
+    /// The room is taken before anything is written, so that a full disk is met at the beginning.
+    #[test]
+    fn what_is_allocated_has_its_room() {
+        let tmp = TestDir::new();
+        let root = DirHandle::open(tmp.path()).unwrap();
+        let fd = root.open_file(Path::new("f"), WRITE).unwrap();
+        let reserved = allocate(fd.as_fd(), 1 << 20).unwrap();
+        let taken_bytes = rustix::fs::fstat(&fd).unwrap().st_blocks * 512;
+        assert_eq!(reserved, taken_bytes >= 1 << 20, "{taken_bytes} bytes are taken");
+        let must = std::env::var_os("RINGSEED_REQUIRE").is_some();
+        assert!(reserved || !must, "this file system cannot reserve");
+        // All of it reads as zeros, and nothing is written to show that.
+        assert_eq!(root.read_file(Path::new("f"), 2 << 20).unwrap(), vec![0; 1 << 20]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::arena::Arena;
-use crate::dir::DirHandle;
+use crate::dir::{DeviceId, DirHandle};
 use crate::file::{DioAlign, dio_align};
 use crate::process;
 use crate::ring::{Ring, RingError, RingMode};
@@ -236,7 +236,11 @@ fn probe_file(dir: &DirHandle, file: BorrowedFd<'_>) -> io::Result<FolderFacts> 
 /// know: file systems over several devices, and virtual disks, whose flag is set for want of anything
 /// better.
 pub fn is_rotational(file: BorrowedFd<'_>) -> Option<bool> {
-    let device = rustix::fs::fstat(file).ok()?.st_dev;
+    is_device_rotational(DeviceId(rustix::fs::fstat(file).ok()?.st_dev))
+}
+
+/// The same of a device by its number. Asks the kernel alone and no disk.
+pub fn is_device_rotational(DeviceId(device): DeviceId) -> Option<bool> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let block = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     // A partition has no queue of its own; its disk's is one folder up.

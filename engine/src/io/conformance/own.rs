@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::IoDriver;
 use crate::driver_suite;
-use crate::io::{DriverConfig, SendBuf, SendPart, start};
+use crate::io::{DriverConfig, OpenMode, SendBuf, SendPart, start};
 
 driver_suite!(real uring, IoDriver::Uring);
 driver_suite!(real epoll, IoDriver::Epoll);
@@ -54,6 +54,53 @@ fn epoll_takes_over_where_io_uring_is_forbidden() {
     let error = start(config, move |_| Relay::new(orders, told)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
     assert!(error.to_string().contains("seccomp"), "{error}");
+}
+
+/// Without a ring the transfers of files are made by threads, of which there are so many and no more, however much
+/// waits for them. In a process of its own, because threads belong to the whole process.
+#[test]
+fn epoll_reads_files_with_a_bounded_number_of_threads() {
+    let name = concat!(module_path!(), "::epoll_reads_files_with_a_bounded_number_of_threads");
+    if !real::is_alone(name) {
+        return;
+    }
+    let disk_threads = || {
+        let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+        };
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(of_task);
+        tasks.filter(|name| name.starts_with("rs-disk")).count()
+    };
+    // A thread takes its name when it first runs, and is in the list for a moment after it was joined.
+    let there_are = |count| {
+        let until = std::time::Instant::now() + Duration::from_secs(30);
+        while disk_threads() != count && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(disk_threads(), count);
+    };
+    let mut bench = Bench::new(real::rig(IoDriver::Epoll));
+    let root = bench.rig.root(0);
+    let open =
+        |id| Op::Open { id, root, path: "file".into(), mode: OpenMode::Write, direct: false };
+    let Done::Opened(Ok((file, _))) = bench.run(0, open) else { panic!("it cannot be opened") };
+    let extents: Vec<_> = std::iter::from_fn(|| bench.rig.arena().try_take()).take(48).collect();
+    let writes: Vec<OpId> = (0..)
+        .zip(extents)
+        .map(|(at, buf)| {
+            let (offset_bytes, len) = (at * EXTENT_LEN_BYTES as u64, EXTENT_LEN_BYTES);
+            let buf = buf.freeze();
+            bench.start(0, |id| Op::Write { id, file, offset_bytes, buf, start: 0, len })
+        })
+        .collect();
+    // Of two drivers.
+    there_are(2 * 2 * crate::io::DISK_THREADS);
+    for id in writes {
+        assert!(matches!(bench.wait(0, id), Done::Written(Ok(()), _)));
+    }
+    there_are(2 * 2 * crate::io::DISK_THREADS);
+    bench.stop();
+    there_are(0);
 }
 
 /// Long sends go without copying until the kernel says that on loopback it copies; what arrives is the
