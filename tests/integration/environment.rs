@@ -12,6 +12,7 @@ use ringseed_tests::market::{Market, PATIENCE};
 use ringseed_tests::program::{Finished, Program, free_port, run};
 use ringseed_tests::scratch::Scratch;
 use ringseed_tests::skip::{Need, trial};
+use rustix::process::Signal;
 
 const OURS: &str = env!("CARGO_BIN_EXE_ringseed-under-test");
 
@@ -23,12 +24,20 @@ fn main() {
         install: "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or run as root",
         present: probe.output().is_ok_and(|output| output.status.success()),
     }];
+    let ring = ours(&scratch, &words(&[&"doctor", &"--json"])).json()["io_uring"] == true;
     drop(scratch);
+    let ring = Need {
+        name: "io_uring",
+        install: "ringseed doctor says who forbids it and how to allow it",
+        present: ring,
+    };
+    let needs_ring = [needs[0].clone(), ring];
     let trials = vec![
         trial("a_full_disk_ends_get_with_8_and_what_is_there_is_kept", &needs, full_disk_of_get),
         trial("a_full_datatrust_waits_while_the_market_goes_on", &needs, full_datatrust),
         trial("a_read_only_folder_is_named", &needs, read_only),
         Trial::test("a_folder_that_is_not_there_is_named", missing),
+        trial("little_lockable_memory_is_told_once_and_all_works", &needs_ring, little_memlock),
     ];
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
@@ -158,6 +167,42 @@ fn read_only() -> Result<(), Failed> {
     let ended = ended.expect_code(4);
     check(ended.stderr.contains("RS-E0405"), || ended.stderr.clone())?;
     ours(&scratch, &args).expect_code(0);
+    Ok(())
+}
+
+/// An ordinary user may lock 8 MiB, over all processes: two shards want more than that for their buffers. Both ends
+/// work, on io_uring, and each says it once, however many shards it has.
+fn little_memlock() -> Result<(), Failed> {
+    let scratch = Scratch::new("memlock");
+    let file = scratch.join("source/file.bin");
+    write_file(&file, 20 << 20, 64);
+    let torrent = scratch.join("t.torrent");
+    ours(&scratch, &words(&[&"hash", &file, &"-o", &torrent])).expect_code(0);
+    // Root is exempt from the limit, except in a user namespace.
+    let ordinary = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c"]);
+        command.arg("ulimit -l 8192 2>/dev/null; exec \"$0\" \"$@\"").arg(OURS);
+        command
+    };
+    let addr = format!("127.0.0.1:{}", free_port());
+    let flags = words(&[&"--io-driver", &"uring", &"--shards", &"2", &"--json"]);
+    let source = scratch.join("source");
+    let seed = words(&[&"seed", &torrent, &"--data", &source, &"--listen", &addr]);
+    let mut seed =
+        Program::start_command(ordinary(), &[seed, flags.clone()].concat(), &scratch.join("logs"));
+    let copy = scratch.join("copy");
+    let get = words(&[&"get", &torrent, &"--data", &copy, &"--peer", &addr]);
+    let mut get = Program::start_command(ordinary(), &[get, flags].concat(), &scratch.join("logs"));
+    let got = get.wait(PATIENCE).expect_code(0);
+    check(digest_file(&copy.join("file.bin")) == digest_file(&file), || "wrong bytes".to_owned())?;
+    check(got.json()["counters"]["driver"] == "uring", || got.stdout.clone())?;
+    seed.signal(Signal::INT);
+    let seed = seed.wait(PATIENCE).expect_code(0);
+    for ended in [got, seed] {
+        let said = ended.stderr.matches("memlock limit").count();
+        check(said == 1 && ended.stderr.contains("WARN"), || ended.stderr.clone())?;
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use ringseed_tests::data::{digest_tree, write_file, write_mixed_tree};
 use ringseed_tests::market::{Market, PATIENCE, free_pair};
 use ringseed_tests::program::{Finished, Program};
 use ringseed_tests::scratch::Scratch;
+use rustix::process::Signal;
 use serde_json::Value;
 
 const OURS: &str = env!("CARGO_BIN_EXE_ringseed-under-test");
@@ -444,6 +445,38 @@ fn forged_sha1(file: &Path, piece: usize) -> String {
     let mut digest = [[0; 20]];
     ringseed_sys::hash::sha1_many(&[&bytes[piece << 16..(piece + 1) << 16]], &mut digest);
     digest[0].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A datatrust that starts again has at once what it had: no byte is hashed. What drives its engine is what its
+/// configuration says, and both forms of `status` name it.
+#[test]
+fn a_datatrust_that_starts_again_believes_its_journal_and_names_its_driver() {
+    let _turn = alone();
+    let scratch = Scratch::new("again");
+    let mut market = Market::init(OURS, scratch.path(), 2);
+    market.configure(1, "driver", "\"epoll\"");
+    market.start(0);
+    market.start(1);
+    let file = scratch.join("source/data.bin");
+    write_file(&file, 5_000_000, 71);
+    market.wait("the first height", |market| (0..2).all(|at| market.height(at) >= 1));
+    let infohash = market.add(0, &file);
+    market.wait("both hold it", |market| (0..2).all(|at| market.holds(at, &infohash)));
+    let hashed = |market: &Market| market.status(1)["engine"]["hashed_bytes"].clone();
+    assert!(hashed(&market).as_u64() >= Some(2 * 5_000_000), "both views are verified");
+    market.signal(1, Signal::INT);
+    let ended = market.nodes[1].process.as_mut().expect("it runs").wait(PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    market.start(1);
+    market.wait("it holds it again", |market| market.holds(1, &infohash));
+    assert_eq!(hashed(&market), 0);
+    let status = market.status(1);
+    assert_eq!(
+        (&status["engine"]["driver"], &status["payload"]["complete"]),
+        (&"epoll".into(), &1.into())
+    );
+    let said = market.at(1, &["status"]).expect_code(0).stdout;
+    assert!(said.contains("epoll with"), "{said}");
 }
 
 /// Nothing of an idle market makes blocks faster than its pace, and the app hash stands still: without

@@ -222,6 +222,49 @@ fn an_interrupted_get_resumes_and_fetches_nothing_twice() {
     }
 }
 
+/// A seed that starts again believes its journal: of files that look as they did not a byte is read. A file that was
+/// touched is hashed again, that one alone, and everything is served.
+#[test]
+fn a_seed_that_starts_again_hashes_only_what_was_touched() {
+    const LEN: u64 = 4 << 20;
+    let scratch = Scratch::new("restart");
+    let tree = scratch.join("source/tree");
+    for name in ["a.bin", "b.bin", "c.bin"] {
+        write_file(&tree.join(name), LEN, name.len() as u64);
+    }
+    hash(&scratch, &tree, &["--piece-len", "262144"]);
+    let (torrent, source) = (scratch.join("t.torrent"), scratch.join("source"));
+    let addr: std::net::SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let seed = args([&"seed", &torrent, &"--data", &source, &"--listen", &addr.to_string()]);
+    let seed = [seed, args([&"--io-driver", &"epoll", &"--json"])].concat();
+    // What a run hashed, once it has served everything.
+    let hashed = || {
+        let mut seed = Program::start(OURS, &seed, &scratch.join("logs"));
+        let _ = std::fs::remove_dir_all(scratch.join("copy"));
+        get(&scratch, &[addr]).wait(DEADLINE).expect_code(0);
+        let served = digest_tree(&scratch.join("copy"));
+        let given = digest_tree(&source);
+        for name in ["tree/a.bin", "tree/b.bin", "tree/c.bin"] {
+            assert_eq!(served[name], given[name], "{name}");
+        }
+        seed.signal(Signal::INT);
+        let counters = seed.wait(DEADLINE).expect_code(0).json()["counters"].take();
+        assert_eq!(
+            (&counters["driver"], &counters["shards"][0]["driver"]),
+            (&"epoll".into(), &"epoll".into())
+        );
+        counters["hashed_bytes"].as_u64().expect("a counter")
+    };
+    // Of a hybrid every byte goes through both hashes.
+    assert!(hashed() >= 2 * 3 * LEN, "the first run knows nothing");
+    assert_eq!(hashed(), 0, "nothing has changed");
+    let touched = std::fs::File::options().write(true).open(tree.join("b.bin")).expect("a file");
+    touched.set_modified(std::time::SystemTime::now()).expect("touched");
+    drop(touched);
+    assert_eq!(hashed(), 2 * LEN, "the file that was touched");
+    assert_eq!(hashed(), 0, "and that is remembered");
+}
+
 #[test]
 fn a_bad_torrent_is_refused_with_a_reason() {
     let scratch = Scratch::new("bad");
@@ -457,6 +500,24 @@ fn the_doctor_tells_what_is_wrong_and_what_helps() {
     let told = run(false, &["doctor", here, "--json"]).expect_code(0).json();
     assert_eq!(find(&told, "RS-D21").len(), 1, "the folder's space is told");
     assert!(told["cure"].is_null(), "nobody asked for a form");
+    // Kernel, ring, files, folder, ports, hash kernels by count of messages, shares of the machine.
+    for code in ["RS-D01", "RS-D02", "RS-D05", "RS-D11", "RS-D20", "RS-D22", "RS-D60", "RS-D61"] {
+        assert_eq!(find(&told, code).len(), 1, "{code}");
+    }
+    assert_eq!(find(&told, "RS-D40").len(), 2, "both ports");
+    assert_eq!(told["hash_kernels"].as_array().map(Vec::len), Some(32));
+    let drivers = &find(&told, "RS-D05")[0]["what"];
+    assert!(drivers.as_str().unwrap().contains("uring, epoll"), "{drivers}");
+    let forms = [
+        ("systemd", "LimitMEMLOCK=infinity"),
+        ("docker", "docker run --ulimit memlock=-1:-1"),
+        ("k8s", "localhostProfile"),
+        ("limits", "limits.d"),
+    ];
+    for (form, line) in forms {
+        let said = run(false, &["doctor", here, "--cure", form]).expect_code(0).stdout;
+        assert!(said.contains(line), "{form}: {said}");
+    }
 
     let ended = run(false, &["doctor", "/nowhere/at/all", here]).expect_code(4);
     assert!(ended.stdout.contains("FAIL RS-D20 /nowhere/at/all is missing"), "{}", ended.stdout);

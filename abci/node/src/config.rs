@@ -88,6 +88,10 @@ pub struct EngineSection {
     pub peers_max: u32,
     /// Connections that one address may make; members and this machine are not counted.
     pub peers_per_ip_max: u32,
+    /// Requests that one connection may have waiting.
+    pub requests_per_peer_max: u32,
+    /// Operations in flight on one disk.
+    pub device_ops_max: u32,
 }
 
 impl Default for EngineSection {
@@ -101,6 +105,8 @@ impl Default for EngineSection {
             zero_copy_send: false,
             peers_max: 512,
             peers_per_ip_max: 8,
+            requests_per_peer_max: 512,
+            device_ops_max: ringseed_engine::DEVICE_OPS_MAX_DEFAULT,
         }
     }
 }
@@ -287,6 +293,10 @@ insecure_plain = {insecure_plain}
 # peers_max = 512
 # Connections that one address (a /64 in IPv6) may make. Members and this machine are not counted.
 # peers_per_ip_max = 8
+# Requests at most that one connection may have waiting with us.
+# requests_per_peer_max = 512
+# Operations at most in flight on one disk.
+# device_ops_max = 32
 "#,
         name = market.name,
         listen = market.listen,
@@ -336,6 +346,9 @@ mod tests {
         assert_eq!(full.storage.reserve, Storage::default().reserve);
         assert_eq!(full.engine.peers_max, EngineSection::default().peers_max);
         assert_eq!(full.engine.peers_per_ip_max, EngineSection::default().peers_per_ip_max);
+        let defaults = EngineSection::default();
+        assert_eq!(full.engine.requests_per_peer_max, defaults.requests_per_peer_max);
+        assert_eq!(full.engine.device_ops_max, defaults.device_ops_max);
         assert_eq!(full.engine.arena, EngineSection::default().arena);
         assert_eq!(full.engine.shards, EngineSection::default().shards);
     }

@@ -54,7 +54,7 @@ pub enum Code {
     NoRing = 407,
     /// Too few file descriptors.
     OpenFiles = 408,
-    /// Too little locked memory to register buffers.
+    /// Too little lockable memory for a ring.
     Memlock = 409,
     /// The chosen place lies in memory.
     MemoryFs = 410,

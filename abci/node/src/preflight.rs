@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ringseed_sys::probe;
+use ringseed_sys::ring::{Ring, RingError};
 use rustix::process::{Resource, Rlimit};
 
 use crate::error::{Code, Error, Result};
@@ -47,7 +49,6 @@ pub fn machine() -> Result<Vec<Finding>> {
     }
     findings.extend(raise_open_files()?);
     findings.extend(check_ring());
-    findings.extend(check_memlock());
     Ok(findings)
 }
 
@@ -83,26 +84,15 @@ fn raise_open_files() -> Result<Option<Finding>> {
 }
 
 fn check_ring() -> Option<Finding> {
-    let missing = ringseed_sys::ring::Ring::new(8).err()?;
+    let missing = Ring::new(8).err()?;
+    let code = match missing {
+        RingError::NoMemory { .. } => Code::Memlock,
+        _ => Code::NoRing,
+    };
+    let (why, cure) = probe::explain_ring_error(&missing);
     Some(Finding {
-        warning: Error::new(Code::NoRing, "io_uring cannot be used here")
-            .why(missing.to_string())
-            .cure("allow the io_uring calls in the container's seccomp profile, or set kernel.io_uring_disabled=0"),
+        warning: Error::new(code, "io_uring cannot be used here").why(why).cure(cure),
         now: "going on with epoll: the same results, somewhat slower".to_owned(),
-    })
-}
-
-fn check_memlock() -> Option<Finding> {
-    let limit = rustix::process::getrlimit(Resource::Memlock).current?;
-    // A ring of ours locks well below 1 MiB on kernels that still count it.
-    (limit < 1 << 20).then(|| Finding {
-        warning: Error::new(
-            Code::Memlock,
-            format!("only {} of memory may be locked", units::bytes(limit)),
-        )
-        .why("kernels before 5.12 count rings against this limit")
-        .cure("raise it: ulimit -l 8192 as root, or LimitMEMLOCK=infinity in the service"),
-        now: "going on without registered buffers".to_owned(),
     })
 }
 

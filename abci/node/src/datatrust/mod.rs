@@ -250,6 +250,8 @@ fn start_engine(
     made.zero_copy_send = config.engine.zero_copy_send;
     made.peers_max = config.engine.peers_max;
     made.peers_per_ip_max = config.engine.peers_per_ip_max;
+    made.requests_per_peer_max = config.engine.requests_per_peer_max;
+    made.device_ops_max = config.engine.device_ops_max;
     Engine::start(made).map_err(engine_error)
 }
 

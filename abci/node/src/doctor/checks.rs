@@ -28,6 +28,8 @@ const MEMORY_WANTED_BYTES: u64 = 512 << 20;
 /// Below this share of free space, or this much, a store is about to be full.
 const SPACE_MIN_SHARE: u64 = 50;
 const SPACE_MIN_BYTES: u64 = 1 << 30;
+/// With fewer free inodes a file system is full for a listing of many short files.
+const FILES_MIN: u64 = 10_000;
 /// A slower sync limits how often a consensus that waits for one can commit.
 const SYNC_SLOW: Duration = Duration::from_millis(20);
 
@@ -222,6 +224,11 @@ fn judge_folder(name: &str, facts: &FolderFacts) -> Vec<Finding> {
             warn("RS-D20", what, Cure::Volume)
         }
     }];
+    let files = facts.space.files_available;
+    if files < FILES_MIN {
+        let what = format!("{name} has room for {files} more files, whatever their length");
+        found.push(warn("RS-D23", what, Cure::Space));
+    }
     let (free, total) = (facts.space.available_bytes, facts.space.total_bytes);
     let what = format!("{name} {} of {} free", units::bytes(free), units::bytes(total));
     let is_tight = free < SPACE_MIN_BYTES || free < total / SPACE_MIN_SHARE;
@@ -338,7 +345,7 @@ mod tests {
             space: Space {
                 available_bytes: 900 << 30,
                 total_bytes: 1000 << 30,
-                files_available: 1,
+                files_available: FILES_MIN,
             },
             can_reserve: true,
             sync_time: Duration::from_millis(1),
@@ -409,9 +416,10 @@ mod tests {
         assert_eq!(levels(&FolderFacts { can_reserve: false, ..disk() }), [Pass, Warn, Pass]);
         let slow = FolderFacts { sync_time: Duration::from_millis(21), ..disk() };
         assert_eq!(levels(&slow), [Pass, Pass, Warn]);
-        let tight =
-            Space { available_bytes: 19 << 30, total_bytes: 1000 << 30, files_available: 1 };
+        let tight = Space { available_bytes: 19 << 30, ..disk().space };
         assert_eq!(levels(&FolderFacts { space: tight, ..disk() }), [Pass, Warn, Pass]);
+        let few = Space { files_available: FILES_MIN - 1, ..disk().space };
+        assert_eq!(levels(&FolderFacts { space: few, ..disk() }), [Pass, Warn, Pass, Pass]);
     }
 
     #[test]
