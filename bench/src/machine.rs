@@ -184,3 +184,31 @@ pub fn cores_allowed() -> Vec<usize> {
         (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
     if cores.is_empty() { vec![0] } else { cores }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the machine does anyway is no cost of who is measured; where it does much, nobody can tell.
+    #[test]
+    fn what_others_do_is_taken_off_or_nothing_is_said() {
+        let quiet = Others { cores: 0.1 };
+        assert!((quiet.less(10.0, 20.0) - 8.0).abs() < 1e-9);
+        assert!(quiet.note().contains("taken off"));
+        let busy = Others { cores: 0.3 };
+        assert!(busy.less(10.0, 20.0).is_nan());
+        assert!(busy.note().contains("left out"));
+    }
+
+    #[test]
+    fn the_machine_is_as_busy_as_we_make_it() {
+        let before = busy_seconds();
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(200) {
+            std::hint::spin_loop();
+        }
+        let busy = busy_seconds() - before;
+        assert!(busy > 0.05, "{busy} s");
+        assert!(Others::look().cores >= 0.0);
+    }
+}

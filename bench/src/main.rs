@@ -262,5 +262,20 @@ mod tests {
             let words = std::iter::once("ringseed-bench").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
+        let named = [
+            "seedleech",
+            "fanout",
+            "fanin",
+            "smalls",
+            "latency",
+            "fairness",
+            "disk",
+            "shards",
+            "memory",
+        ];
+        for name in named {
+            let is_it = |line: &&str| line.split(' ').next() == Some(name);
+            assert!(FULL.iter().any(is_it) && QUICK.iter().any(is_it), "{name}");
+        }
     }
 }

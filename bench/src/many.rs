@@ -20,6 +20,7 @@ use ringseed_core::metainfo::Metainfo;
 use ringseed_engine::{AddListing, Config, Engine, Event, Identity, ListingId, Place};
 
 use crate::report::{Bar, Report};
+use crate::swarm::child;
 
 /// What to measure.
 #[derive(Args)]
@@ -48,10 +49,14 @@ const FETCHES: u32 = 20;
 
 /// Runs the workload.
 pub fn run(options: &Options) -> Report {
+    // From here on whoever ends it is shown what was measured.
+    child::is_interrupted();
     let mut report = Report::new("many");
     if let Err(error) = measure(options, &mut report) {
         report.fail(error);
     }
+    let _ = std::fs::remove_dir_all(&options.dir);
+    report.note_interruption();
     report
 }
 
@@ -62,6 +67,7 @@ fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
     std::fs::create_dir_all(&data)
         .map_err(|error| format!("cannot create {}: {error}", data.display()))?;
     for number in 0..options.torrents {
+        child::still_wanted()?;
         let file = std::fs::File::create(data.join(name_of(number)));
         file.and_then(|file| file.set_len(FILE_LEN)).map_err(|error| error.to_string())?;
     }
@@ -81,7 +87,7 @@ fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
         let now = rss_bytes();
         let slope = (now - before) / count;
         let Took { ours, disk } = took;
-        report.notes.push(format!(
+        report.note(format!(
             "{end} torrents: {slope:.0} B of memory each, {:.1} us each (CPU {:.1} us), of which plain calls \
              take {:.1} us (CPU {:.1} us), {:.1} MB resident",
             ours.wall_us,
@@ -124,7 +130,7 @@ fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
     let wall = began_adding.elapsed().as_secs_f64();
     waited?;
     let hashed = engine.status().hashed_bytes;
-    report.notes.push(format!(
+    report.note(format!(
         "restart: {started:.2} s until the journal is read, {wall:.2} s until all {} are served, {hashed} bytes hashed",
         options.torrents
     ));
@@ -133,9 +139,9 @@ fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
     }
     engine.shutdown();
     if options.libtorrent_torrents > 0 {
+        child::still_wanted()?;
         libtorrent(dir, &data, options.libtorrent_torrents.min(options.torrents), slope, report);
     }
-    let _ = std::fs::remove_dir_all(dir);
     Ok(())
 }
 
@@ -229,6 +235,7 @@ impl Intake<'_> {
         let (mut waiting, mut disk_count) = (numbers.len(), 0);
         let mut next = numbers.start;
         for turn in 0.. {
+            child::still_wanted()?;
             let end = (next + BATCH).min(numbers.end);
             let batch = next..end;
             next = end;
@@ -276,6 +283,7 @@ impl Intake<'_> {
 fn add_all(engine: &Engine, data: &Path, numbers: std::ops::Range<u32>) -> Result<(), String> {
     let mut numbers = numbers;
     while !numbers.is_empty() {
+        child::still_wanted()?;
         let torrents: Vec<Vec<u8>> = numbers.by_ref().take(BATCH as usize).map(torrent).collect();
         add_batch(engine, data, &torrents)?;
     }
@@ -337,6 +345,7 @@ fn fetch_some(seed: &Engine, dir: &Path, torrents: u32) -> Result<f64, String> {
     let addr = seed.local_addr().ok_or("the seed does not listen")?;
     let mut slowest: f64 = 0.0;
     for at in 0..FETCHES {
+        child::still_wanted()?;
         // Spread over all of them, in no order of theirs.
         let number = ((u64::from(at) * 2_654_435_761) % u64::from(torrents)) as u32;
         let metainfo = Metainfo::parse(&torrent(number)).map_err(|error| error.to_string())?;
@@ -391,11 +400,11 @@ fn libtorrent(dir: &Path, data: &Path, count: u32, ours: f64, report: &mut Repor
         Some((bytes.parse().ok()?, micros.parse().ok()?))
     });
     match figures {
-        Some((bytes, micros)) => report.notes.push(format!(
+        Some((bytes, micros)) => report.note(format!(
             "libtorrent, {count} torrents in seed mode: {bytes:.0} B of memory each ({:.0} x), {micros:.0} us each",
             bytes / ours
         )),
-        None => report.notes.push("libtorrent is left out: pip install libtorrent".to_owned()),
+        None => report.note("libtorrent is left out: pip install libtorrent".to_owned()),
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::swarm::arm::{self, Arm};
+use crate::swarm::child;
 use crate::swarm::table::Table;
 
 /// A run during which the host took more of the processors than this says little.
@@ -193,6 +194,20 @@ impl Report {
     pub fn fail(&mut self, what: String) {
         if !self.failures.contains(&what) {
             self.failures.push(what);
+        }
+    }
+
+    /// Takes down what was found, and shows it at once to whoever waits for the end.
+    pub fn note(&mut self, text: String) {
+        eprintln!("{text}");
+        self.notes.push(text);
+    }
+
+    /// Notes that somebody ended it early, if somebody did.
+    pub fn note_interruption(&mut self) {
+        if child::is_interrupted() {
+            self.is_interrupted = true;
+            self.fail(child::INTERRUPTED.to_owned());
         }
     }
 

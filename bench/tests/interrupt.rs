@@ -75,6 +75,55 @@ fn who_is_asked_to_end_says_what_it_has_measured() {
     fs::remove_dir_all(dir).unwrap();
 }
 
+/// Starts a workload that goes on for long, ends it when it has said `text`, and reads what it leaves.
+fn ended_at(dir: &Path, args: &[&str], text: &str) -> serde_json::Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringseed-bench"));
+    // Nobody else takes part.
+    command.args(args).arg("--json").arg(dir.join("result.json")).env("PATH", "/nowhere");
+    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_line(&mut bench, text);
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&bench), Signal::TERM).unwrap();
+    assert_eq!(bench.wait().unwrap().code(), Some(130));
+    let text = fs::read_to_string(dir.join("result.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["is_interrupted"], true);
+    assert_eq!(result["failures"], serde_json::json!(["interrupted"]));
+    result
+}
+
+/// Three workloads had nothing to show when somebody ended them.
+#[test]
+fn the_workloads_without_peers_say_what_they_have_measured_as_well() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = scratch("alone");
+    fs::create_dir_all(&dir).unwrap();
+    let result = ended_at(&dir, &["abci", "--turns", "100"], "request + flush");
+    assert_eq!(result["bars"][0]["what"], "request + flush, p50 us");
+    assert!(result["bars"][0]["measured"].as_f64().unwrap() > 0.0, "{result}");
+
+    let many = dir.join("many");
+    let folder = many.to_str().unwrap();
+    let steps = ["many", "--torrents", "40000", "--dir", folder];
+    let result = ended_at(&dir, &steps, "8000 torrents: ");
+    let has_step = |note: &serde_json::Value| note.as_str().unwrap().starts_with("8000 torrents");
+    assert!(result["notes"].as_array().unwrap().iter().any(has_step), "{result}");
+    assert!(!many.exists(), "what it wrote is removed");
+
+    // Finds everything complete, at once.
+    let program = dir.join("ringseed");
+    fs::write(&program, "#!/bin/sh\necho '{\"complete\": true, \"size_bytes\": 1048576}'\n")
+        .unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let (folder, program) = (dir.join("recheck"), program.to_str().unwrap());
+    let folder = folder.to_str().unwrap();
+    let turns = ["recheck", "--mib", "1", "--listings", "0", "--turns", "1000000"];
+    let all = [&turns[..], &["--dir", folder, "--ringseed", program]].concat();
+    let result = ended_at(&dir, &all, "check v1");
+    assert!(result["figures"][0]["bytes_per_second"].as_f64().unwrap() > 0.0, "{result}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
 /// Seeds of killed benchmarks were found days later, serving nobody.
 #[test]
 fn nobody_outlives_a_benchmark_that_is_killed() {

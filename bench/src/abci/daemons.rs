@@ -14,7 +14,9 @@ use ringseed_abci::shim::{Limits, ListenAddr, Listener, Shim};
 use ringseed_ledger::{Addr, Genesis, GenesisMember, Params, SigningKey};
 use serde_json::{Value, json};
 
+use super::middle;
 use super::socket::Folder;
+use crate::swarm::child::nap;
 
 const DAEMONS: u8 = 4;
 const START_TIME_MAX: Duration = Duration::from_secs(60);
@@ -26,17 +28,16 @@ pub struct Compared {
 }
 
 /// Measures both in turns.
-pub fn compare(program: &Path, turns: usize, seconds: u64) -> Compared {
+///
+/// # Errors
+/// Somebody ended it; the daemons are gone.
+pub fn compare(program: &Path, turns: usize, seconds: u64) -> Result<Compared, String> {
     let (mut shim, mut kvstore) = (Vec::new(), Vec::new());
     for _ in 0..turns {
-        shim.push(blocks_per_second(program, seconds, true));
-        kvstore.push(blocks_per_second(program, seconds, false));
+        shim.push(blocks_per_second(program, seconds, true)?);
+        kvstore.push(blocks_per_second(program, seconds, false)?);
     }
-    let median = |mut rates: Vec<f64>| {
-        rates.sort_by(f64::total_cmp);
-        rates[turns / 2]
-    };
-    Compared { shim: median(shim), kvstore: median(kvstore) }
+    Ok(Compared { shim: middle(shim), kvstore: middle(kvstore) })
 }
 
 /// A daemon that ends with its owner.
@@ -54,7 +55,7 @@ fn free_addr() -> SocketAddr {
     listener.local_addr().expect("it is bound")
 }
 
-fn blocks_per_second(program: &Path, seconds: u64, over_shim: bool) -> f64 {
+fn blocks_per_second(program: &Path, seconds: u64, over_shim: bool) -> Result<f64, String> {
     let folder = Folder::new("daemons");
     let p2p: Vec<SocketAddr> = (0..DAEMONS).map(|_| free_addr()).collect();
     let member = |(seed, addr): (u8, &SocketAddr)| GenesisMember {
@@ -99,11 +100,11 @@ fn blocks_per_second(program: &Path, seconds: u64, over_shim: bool) -> f64 {
     let start = Instant::now();
     while height() < 10 {
         assert!(start.elapsed() < START_TIME_MAX, "four daemons agreed on nothing");
-        std::thread::sleep(Duration::from_millis(50));
+        nap(Duration::from_millis(50))?;
     }
     let (first, start) = (height(), Instant::now());
-    std::thread::sleep(Duration::from_secs(seconds));
-    (height() - first) as f64 / start.elapsed().as_secs_f64()
+    nap(Duration::from_secs(seconds))?;
+    Ok((height() - first) as f64 / start.elapsed().as_secs_f64())
 }
 
 /// The smallest timeouts, and blocks without transactions as fast as they come. For the kvstore also

@@ -12,6 +12,7 @@ use ringseed_core::metainfo::Metainfo;
 
 use crate::machine::Others;
 use crate::report::{Bar, Figure, Report};
+use crate::swarm::child::is_interrupted;
 use data::{Data, LISTING_LEN};
 use programs::{Programs, Turn};
 
@@ -45,6 +46,8 @@ type Work<'a> = Box<dyn FnMut() -> Result<Turn, String> + 'a>;
 
 /// Runs the workload.
 pub fn run(options: &Options) -> Report {
+    // From here on whoever ends it is shown what was measured.
+    is_interrupted();
     let mut report = Report::new("recheck");
     let file_len = options.mib << 20;
     let data = match Data::make(&options.dir, file_len, options.listings) {
@@ -65,6 +68,7 @@ pub fn run(options: &Options) -> Report {
     bench.cold();
     bench.make();
     bench.many(options.libtorrent_listings);
+    bench.report.note_interruption();
     bench.report
 }
 
@@ -223,6 +227,9 @@ impl Bench<'_> {
             let per_second = ours.rate / LISTING_LEN as f64;
             self.report.bars.push(Bar::at_least(&what, per_second, 5_000.0, Some(50_000.0)));
         }
+        if is_interrupted() {
+            return;
+        }
         match programs.libtorrent_many(data, libtorrent_listings) {
             Some(Ok(turn)) => {
                 let count = libtorrent_listings.min(count);
@@ -245,10 +252,16 @@ impl Bench<'_> {
         who: &mut [(&str, Work<'_>)],
         prepare: impl Fn() -> std::io::Result<()>,
     ) -> Vec<Option<Median>> {
+        if is_interrupted() {
+            return vec![None; who.len()];
+        }
         eprintln!("{shape}");
         let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); who.len()];
         for round in 0..=self.turns {
             for ((name, work), turns) in who.iter_mut().zip(&mut turns) {
+                if is_interrupted() {
+                    continue;
+                }
                 if let Err(error) = prepare() {
                     self.report.fail(format!("{shape}: {error}"));
                     continue;
@@ -256,6 +269,8 @@ impl Bench<'_> {
                 match work() {
                     Ok(turn) if round > 0 => turns.push(turn),
                     Ok(_) => {}
+                    // Whoever ended it did not end him alone.
+                    Err(_) if is_interrupted() => {}
                     Err(error) => self.report.fail(format!("{shape}, {name}: {error}")),
                 }
             }

@@ -41,6 +41,14 @@ pub fn is_interrupted() -> bool {
     asked.load(Ordering::Relaxed)
 }
 
+/// Goes on, unless somebody wants this program to end.
+///
+/// # Errors
+/// Somebody does.
+pub fn still_wanted() -> Result<(), String> {
+    if is_interrupted() { Err(INTERRUPTED.to_owned()) } else { Ok(()) }
+}
+
 /// Sleeps, unless somebody wants this program to end.
 ///
 /// # Errors

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::data::{Payload, Plan, size_text};
 use super::peers::{Engine, Peer, Release};
-use super::seedleech::{SIZE, kind_of};
+use super::seedleech::SIZE;
 use super::turns::Shape;
 use super::{Bench, Options};
 use crate::report::Report;
@@ -67,21 +66,11 @@ pub fn run(args: &Args) -> Report {
     }));
     bench.who = who;
     bench.who.retain(|peer| args.common.wants(&peer.name()));
-    let (size, piece) = (args.common.size.unwrap_or(SIZE), args.common.piece);
-    let plans = [Plan::file("payload.bin", size)];
-    let mut payload: Option<Payload> = None;
-    for name in &args.kinds {
-        let kind = kind_of(name);
-        let made = match payload.take() {
-            None => bench.payload(kind, piece, &plans, &args.common, 1),
-            Some(found) => found.of_kind(kind, piece, &plans).ok(),
-        };
-        let Some(made) = made else { break };
-        let what = format!("{} {name}, pieces of {}", size_text(size), size_text(piece));
-        let shape = Shape { is_cold: args.cold, ..Shape::PAIR };
-        bench.compare(&what, &made, shape);
-        payload = Some(made);
-    }
+    let shape = Shape { is_cold: args.cold, ..Shape::PAIR };
+    let (size, common) = (args.common.size.unwrap_or(SIZE), &args.common);
+    bench.each_kind(&args.kinds, size, common, |bench, what, _, payload| {
+        bench.compare(what, payload, shape);
+    });
     bench.finish()
 }
 

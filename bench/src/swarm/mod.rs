@@ -28,6 +28,8 @@ mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ringseed_core::geometry::Kind;
+
 use crate::machine::Others;
 use crate::report::Report;
 use peers::{Engine, Peer, Release};
@@ -82,6 +84,15 @@ impl Options {
         self.ringseed.clone().unwrap_or_else(|| {
             std::env::current_exe().unwrap_or_default().with_file_name("ringseed")
         })
+    }
+}
+
+/// The kind of torrent of that name.
+pub fn kind_of(name: &str) -> Kind {
+    match name {
+        "v1" => Kind::V1,
+        "v2" => Kind::V2,
+        _ => Kind::Hybrid,
     }
 }
 
@@ -142,7 +153,7 @@ impl Bench {
     /// Makes a payload, if there is room for it and so many copies.
     pub fn payload(
         &mut self,
-        kind: ringseed_core::geometry::Kind,
+        kind: Kind,
         piece: u64,
         plans: &[data::Plan],
         options: &Options,
@@ -161,6 +172,30 @@ impl Bench {
         }
     }
 
+    /// Does something with one file of each kind of torrent; its bytes are made once.
+    pub fn each_kind(
+        &mut self,
+        kinds: &[String],
+        size: u64,
+        options: &Options,
+        mut work: impl FnMut(&mut Bench, &str, Kind, &data::Payload),
+    ) {
+        let plans = [data::Plan::file("payload.bin", size)];
+        let mut payload: Option<data::Payload> = None;
+        for name in kinds {
+            let kind = kind_of(name);
+            let made = match payload.take() {
+                None => self.payload(kind, options.piece, &plans, options, 1),
+                Some(found) => found.of_kind(kind, options.piece, &plans).ok(),
+            };
+            let Some(made) = made else { break };
+            let (size, piece) = (data::size_text(size), data::size_text(options.piece));
+            let what = format!("{size} {name}, pieces of {piece}");
+            work(self, &what, kind, &made);
+            payload = Some(made);
+        }
+    }
+
     /// Runs all contenders on it.
     pub fn compare(
         &mut self,
@@ -175,10 +210,7 @@ impl Bench {
     /// Removes what is left, and says what the machine was doing.
     pub fn finish(mut self) -> Report {
         turns::clear(&self.runner.dir);
-        if child::is_interrupted() {
-            self.report.is_interrupted = true;
-            self.report.fail(child::INTERRUPTED.to_owned());
-        }
+        self.report.note_interruption();
         self.report.machine.look_again();
         self.report
     }

@@ -4,7 +4,6 @@ use ringseed_core::geometry::Kind;
 
 use super::arm::Arm;
 use super::bars::{Judge, Quantity, is_ours};
-use super::data::{Payload, Plan, size_text};
 use super::memory::HELD_MIB;
 use super::peers;
 use super::turns::Shape;
@@ -39,32 +38,13 @@ pub fn run(args: &Args) -> Report {
             Err(missing) => bench.report.notes.push(missing.to_owned()),
         }
     }
-    let (size, piece) = (args.common.size.unwrap_or(SIZE), args.common.piece);
-    let plans = [Plan::file("payload.bin", size)];
-    let mut payload: Option<Payload> = None;
-    for name in &args.kinds {
-        let kind = kind_of(name);
-        let made = match payload.take() {
-            None => bench.payload(kind, piece, &plans, &args.common, 1),
-            Some(found) => found.of_kind(kind, piece, &plans).ok(),
-        };
-        let Some(made) = made else { break };
-        let shape = Shape { is_cold: args.cold, is_pinned: args.pinned, ..Shape::PAIR };
-        let what = format!("{} {name}, pieces of {}", size_text(size), size_text(piece));
-        let arms = bench.compare(&what, &made, shape);
-        bars(&mut bench.report, &what, kind, args, &arms);
-        payload = Some(made);
-    }
+    let shape = Shape { is_cold: args.cold, is_pinned: args.pinned, ..Shape::PAIR };
+    let (size, common) = (args.common.size.unwrap_or(SIZE), &args.common);
+    bench.each_kind(&args.kinds, size, common, |bench, what, kind, payload| {
+        let arms = bench.compare(what, payload, shape);
+        bars(&mut bench.report, what, kind, args, &arms);
+    });
     bench.finish()
-}
-
-/// The kind of that name.
-pub fn kind_of(name: &str) -> Kind {
-    match name {
-        "v1" => Kind::V1,
-        "v2" => Kind::V2,
-        _ => Kind::Hybrid,
-    }
 }
 
 fn bars(report: &mut Report, what: &str, kind: Kind, args: &Args, arms: &[Arm]) {

@@ -448,6 +448,7 @@ fn first_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::{Arc, Mutex};
 
     use ringseed_core::geometry::Kind;
 
@@ -457,13 +458,34 @@ mod tests {
     use super::*;
 
     /// Copies files, and changes one byte if it `breaks` them.
+    #[derive(Default)]
     struct Copier {
         breaks: bool,
+        name: &'static str,
+        /// Who was called, in order.
+        called: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Copier {
+        fn new(name: &'static str, breaks: bool) -> Copier {
+            Copier { name, breaks, ..Copier::default() }
+        }
+    }
+
+    fn runner(dir: &Path, warms_up: bool) -> Runner {
+        Runner {
+            dir: dir.to_owned(),
+            turns: 2,
+            others: Others::look(),
+            patience: Duration::from_secs(60),
+            warms_up,
+            calls_hindrance: Some("a test".to_owned()),
+        }
     }
 
     impl Peer for Copier {
         fn name(&self) -> String {
-            if self.breaks { "ringseed, broken".into() } else { "copier".into() }
+            self.name.into()
         }
 
         fn version(&self) -> String {
@@ -483,6 +505,7 @@ mod tests {
         }
 
         fn leech(&self, job: &Job) -> Result<Fetching, String> {
+            self.called.lock().unwrap().push(self.name);
             let harm = "printf x | dd of=\"$2/a.bin\" bs=1 seek=40000 conv=notrunc status=none";
             let script = format!(
                 "cp \"$1\"/* \"$2\"{}",
@@ -502,14 +525,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("bench-past-{}", std::process::id()));
         let plans = [Plan::folder("many", vec![10; MANY_FILES])];
         let payload = Payload::make(&dir, Kind::V1, 16 << 10, &plans, 1).unwrap();
-        let runner = Runner {
-            dir: dir.clone(),
-            turns: 2,
-            others: Others::look(),
-            patience: Duration::from_secs(60),
-            warms_up: false,
-            calls_hindrance: Some(String::new()),
-        };
+        let runner = runner(&dir, false);
         for number in 0..3 {
             fs::create_dir_all(dir.join("run")).unwrap();
             fs::write(dir.join("run/of"), number.to_string()).unwrap();
@@ -529,21 +545,45 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("bench-turns-{}", std::process::id()));
         let plans = [Plan::file("a.bin", 100_000)];
         let payload = Payload::make(&dir, Kind::V1, 16 << 10, &plans, 1).unwrap();
-        let runner = Runner {
-            dir: dir.clone(),
-            turns: 2,
-            others: Others::look(),
-            patience: Duration::from_secs(60),
-            warms_up: true,
-            calls_hindrance: Some("a test".to_owned()),
-        };
         let mut report = Report::new("test");
-        let (good, bad) = (Copier { breaks: false }, Copier { breaks: true });
-        let arms = runner.compare("a file", &payload, Shape::PAIR, &[&good, &bad], &mut report);
+        let (good, bad) = (Copier::new("copier", false), Copier::new("ringseed, broken", true));
+        let arms = runner(&dir, true).compare(
+            "a file",
+            &payload,
+            Shape::PAIR,
+            &[&good, &bad],
+            &mut report,
+        );
         assert_eq!(arms[0].samples.len(), 2, "{:?}", arms[0].remarks);
+        assert!(arms[0].samples.iter().all(|sample| sample.cache == "in the page cache"));
         assert!(arms[1].samples.is_empty());
         assert!(report.failures.iter().any(|text| text.contains("not what was sent")));
         assert!(!dir.join("run").exists(), "a run leaves nothing");
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Whatever the machine does meanwhile meets all alike: nobody runs all his turns before the next one, and
+    /// nobody always goes behind the same other. The round that warms up counts for nobody.
+    #[test]
+    fn contenders_take_turns() {
+        let dir = std::env::temp_dir().join(format!("bench-order-{}", std::process::id()));
+        let plans = [Plan::file("a.bin", 100_000)];
+        let payload = Payload::make(&dir, Kind::V1, 16 << 10, &plans, 1).unwrap();
+        let one = Copier::new("one", false);
+        let other = Copier { called: one.called.clone(), ..Copier::new("other", false) };
+        let mut report = Report::new("test");
+        let who: [&dyn Peer; 2] = [&one, &other];
+        let arms = runner(&dir, true).compare("a file", &payload, Shape::PAIR, &who, &mut report);
+        let called = one.called.lock().unwrap().clone();
+        assert_eq!(called, ["one", "other", "other", "one", "one", "other"]);
+        assert!(arms.iter().all(|arm| arm.samples.len() == 2 && arm.warm_up.is_some()));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_shape_says_what_is_in_the_cache() {
+        assert_eq!(Shape::PAIR.text(), "1 seed, 1 leech, in the page cache");
+        let cold = Shape { seeds: 3, is_cold: true, ..Shape::PAIR };
+        assert_eq!(cold.text(), "3 seeds, 1 leech, cold");
     }
 }

@@ -236,3 +236,27 @@ fn flag(key: &str, value: &Path) -> OsString {
     flag.push(value);
     flag
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever is looked for takes part, or is named with what installs it.
+    #[test]
+    fn everybody_is_here_or_named_with_how_to_get_it() {
+        let found = find();
+        let names: Vec<String> = found.peers.iter().map(|peer| peer.name()).collect();
+        let ways = ["install", "cargo build"];
+        assert!(found.missing.iter().all(|text| ways.iter().any(|way| text.contains(way))));
+        let programs =
+            ["libtorrent", "rqbit", "transmission", "aria2", "qbittorrent", "vortex", "rsync"];
+        for wanted in programs {
+            let is_named = |text: &String| text.to_lowercase().starts_with(wanted);
+            let is_here = names.iter().any(is_named);
+            assert_ne!(is_here, found.missing.iter().any(is_named), "{wanted}");
+        }
+        assert!(names.iter().any(|name| name.contains("TCP")), "{names:?}");
+        let of_libtorrent = names.iter().filter(|name| name.starts_with("libtorrent"));
+        assert!([0, 2].contains(&of_libtorrent.count()), "stock and tuned: {names:?}");
+    }
+}
