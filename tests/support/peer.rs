@@ -27,6 +27,8 @@ pub enum Misbehaviour {
     WrongBitInOneOf(u32),
     /// Accepts and handshakes, then never says a word.
     Silent,
+    /// Answers so many requests, and the others after [`ScriptedPeer::go_on`].
+    PausesAfter(u32),
     /// Closes with a reset in the middle of the first block.
     ResetInTheMiddle,
     /// Sends a bitfield of the wrong length.
@@ -54,6 +56,7 @@ pub struct ScriptedPeer {
     connections: Arc<AtomicU32>,
     blocks: Arc<AtomicU32>,
     closed_by_other: Arc<AtomicU32>,
+    goes_on: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -70,7 +73,9 @@ impl ScriptedPeer {
         let connections = Arc::new(AtomicU32::new(0));
         let blocks = Arc::new(AtomicU32::new(0));
         let closed_by_other = Arc::new(AtomicU32::new(0));
+        let goes_on = Arc::new(AtomicBool::new(false));
         let state = (stop.clone(), connections.clone(), blocks.clone(), closed_by_other.clone());
+        let may_go_on = goes_on.clone();
         let thread = std::thread::spawn(move || {
             let (stop, connections, blocks, closed) = state;
             let mut threads = Vec::new();
@@ -80,8 +85,10 @@ impl ScriptedPeer {
                         connections.fetch_add(1, Ordering::Relaxed);
                         let (served, stop) = (served.clone(), stop.clone());
                         let (blocks, closed) = (blocks.clone(), closed.clone());
+                        let goes_on = may_go_on.clone();
                         threads.push(std::thread::spawn(move || {
-                            let mut talk = Talk { stream, served, misbehaviour, stop, blocks };
+                            let mut talk =
+                                Talk { stream, served, misbehaviour, stop, goes_on, blocks };
                             if talk.run().is_err() {
                                 closed.fetch_add(1, Ordering::Relaxed);
                             }
@@ -94,7 +101,8 @@ impl ScriptedPeer {
                 let _ = thread.join();
             }
         });
-        ScriptedPeer { addr, stop, connections, blocks, closed_by_other, thread: Some(thread) }
+        let thread = Some(thread);
+        ScriptedPeer { addr, stop, connections, blocks, closed_by_other, goes_on, thread }
     }
 
     /// Where it listens.
@@ -105,6 +113,11 @@ impl ScriptedPeer {
     /// Connections it has accepted.
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Ends the pause of [`Misbehaviour::PausesAfter`].
+    pub fn go_on(&self) {
+        self.goes_on.store(true, Ordering::Relaxed);
     }
 
     /// Blocks it has sent.
@@ -132,6 +145,7 @@ struct Talk {
     served: Served,
     misbehaviour: Misbehaviour,
     stop: Arc<AtomicBool>,
+    goes_on: Arc<AtomicBool>,
     blocks: Arc<AtomicU32>,
 }
 
@@ -189,8 +203,18 @@ impl Talk {
                         message[at + 3],
                     ])
                 };
+                self.pause();
                 self.send_block(number(1), number(5), number(9))?;
             }
+        }
+    }
+
+    fn pause(&self) {
+        let Misbehaviour::PausesAfter(blocks) = self.misbehaviour else { return };
+        let is_due = || self.blocks.load(Ordering::Relaxed) >= blocks;
+        let is_over = || self.goes_on.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed);
+        while is_due() && !is_over() {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
