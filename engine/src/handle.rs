@@ -87,13 +87,15 @@ impl Sampled {
 
 impl Engine {
     /// Opens the state folder, recovers the journal and starts the shards, each on a thread of its own.
-    /// Events come out of the receiver; dropping it is allowed.
+    /// Events come out of the receiver; dropping it is allowed. The hash kernels are measured, some
+    /// milliseconds once in the life of a program, unless it has called [`ringseed_sys::hash::calibrate`] itself.
     ///
     /// # Errors
     /// [`EngineError`] when the configuration, the state folder, the listen address or every driver is
     /// refused. Nothing runs then.
     pub fn start(config: Config) -> Result<(Engine, Receiver<Event>), EngineError> {
         config.validate()?;
+        ringseed_sys::hash::calibrate(None);
         let config = config.within_descriptors(ringseed_sys::process::open_files_limit().0);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let shard_count = config.shard_count(cpus);
