@@ -175,8 +175,11 @@ impl<P: Copy + Ord> MetadataFetch<P> {
         let assembly = self.assembly.as_mut().ok_or(not_asked)?;
         if assembly.asked.get(&index) != Some(&peer) {
             let is_here = assembly.pieces.get(index as usize).is_some_and(Option::is_some);
+            // Asked for when a longer one was being put together.
+            let is_behind = index >= piece_count(assembly.len_bytes);
             let is_apart = assembly.alone.is_some_and(|alone| alone != peer)
-                || total_len_bytes != assembly.len_bytes;
+                || total_len_bytes != assembly.len_bytes
+                || is_behind;
             if source.useless || is_here || is_apart {
                 return Err(not_asked);
             }
@@ -433,6 +436,22 @@ mod tests {
         fetch.sources.get_mut(&A).unwrap().failures = FAILURES_MAX;
         fetch.handle_silence();
         assert_eq!(fetch.handle_piece(A, 0, len, first(), |_| true), not_asked);
+    }
+
+    /// Whoever is asked for the last piece of a long info dict and brings it when a shorter one is being fetched, whose
+    /// length it names: there is no such piece. That was a subtraction below zero.
+    #[test]
+    fn a_late_piece_behind_the_end_of_a_shorter_info_dict_is_none_of_it() {
+        let (long, short) = (3 * METADATA_PIECE_LEN, METADATA_PIECE_LEN);
+        let mut fetch = fetch(&[(A, long), (B, short)]);
+        assert!((0..3).all(|index| fetch.next_request(A) == Some(index)));
+        fetch.handle_silence();
+        assert_eq!(fetch.next_request(B), Some(0), "a silent one's length gives way at once");
+        for index in 1..3 {
+            let late = vec![0; METADATA_PIECE_LEN as usize];
+            let taken = fetch.handle_piece(A, index, short, late, |_| true);
+            assert_eq!(taken, Err(MetadataError::NotAsked { index }));
+        }
     }
 
     #[test]
