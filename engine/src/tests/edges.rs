@@ -1,11 +1,10 @@
 //! How files lie on the disk, operation by operation: edges of files that share a sector's worth of torrent, short
 //! files in one job, room reserved ahead. In a simulated world, so that power may be cut anywhere.
 
-use std::path::PathBuf;
-
+use super::sim::{Scene, assert_whole, scene_of};
 use super::*;
 use crate::io::sim::{Crash, SimConfig};
-use crate::test_support::{TestDir, noise};
+use crate::test_support::noise;
 use crate::testing::SimMarket;
 
 /// Virtual time after which a small transfer has failed.
@@ -13,45 +12,13 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Longest file that is put in one job.
 const PUT_LEN_MAX: usize = 128 << 10;
 
-struct Scene {
-    _dir: TestDir,
-    source: PathBuf,
-    scratch: PathBuf,
-    metainfo: Arc<Metainfo>,
-}
-
 fn scene(kind: Kind, piece_len: u64, lens: &[usize]) -> Scene {
-    let dir = TestDir::new("edges");
-    let source = dir.path().join("source");
-    std::fs::create_dir_all(source.join("data")).unwrap();
-    for (at, &len) in lens.iter().enumerate() {
-        std::fs::write(source.join(format!("data/{at:02}.bin")), noise(len, at as u64 + 1))
-            .unwrap();
-    }
-    let metainfo = torrent(&source.join("data"), kind, piece_len);
-    Scene { source, scratch: dir.path().join("scratch"), metainfo, _dir: dir }
-}
-
-impl Scene {
-    fn market(&self, config: SimConfig) -> (SimMarket, usize, usize) {
-        let mut market = SimMarket::new(config, &self.scratch);
-        let seed = market.add_node();
-        market.place(seed, &self.metainfo, &self.source);
-        let add = add_of(&self.metainfo, Place::InPlace("in place".into()), &[]);
-        market.add(seed, AddListing { known_complete: true, ..add });
-        let leech = market.add_node();
-        (market, seed, leech)
-    }
-
-    fn fetch(&self, market: &mut SimMarket, node: usize, from: &[usize]) -> ListingId {
-        let peers: Vec<SocketAddr> = from.iter().map(|&node| market.world.addr(node)).collect();
-        market.add(node, add_of(&self.metainfo, Place::Owned("owned".into()), &peers))
-    }
-
-    fn assert_whole(&self, market: &SimMarket, node: usize, what: &str) {
-        let wrong = market.wrong_files(node, &self.metainfo, &self.source);
-        assert!(wrong.is_empty(), "wrong bytes in {wrong:?}: {what}");
-    }
+    scene_of(kind, piece_len, |data| {
+        std::fs::create_dir_all(data).unwrap();
+        for (at, &len) in lens.iter().enumerate() {
+            std::fs::write(data.join(format!("{at:02}.bin")), noise(len, at as u64 + 1)).unwrap();
+        }
+    })
 }
 
 /// Files of a v1 torrent without pads that begin anywhere in a sector: what one piece has written to the sector that
@@ -91,7 +58,7 @@ fn edges_and_tails_of_odd_files_survive_crashes() {
             market.crash(leech, Crash::Power);
             id = scene.fetch(&mut market, leech, &[]);
             assert!(market.run_until_complete(leech, id, LIMIT), "durable: {what}");
-            scene.assert_whole(&market, leech, &what);
+            assert_whole(&scene, &market, leech, &what);
         }
         assert!(claimed > 5, "{claimed} pieces were claimed before a crash");
     }
@@ -107,7 +74,7 @@ fn a_short_file_is_one_job() {
         let (mut market, origin, leech) = scene.market(SimConfig::new(31));
         let id = scene.fetch(&mut market, leech, &[origin]);
         assert!(market.run_until_complete(leech, id, LIMIT));
-        scene.assert_whole(&market, leech, "short files");
+        assert_whole(&scene, &market, leech, "short files");
         let calls = market.world.payload_calls(leech);
         // One of our own small files is given its length: the sidecar of a hybrid.
         assert_eq!((calls.puts, calls.opens_direct), (60, 0), "{calls:?}");
@@ -132,7 +99,7 @@ fn a_long_file_has_its_room_before_its_first_byte() {
         let (mut market, origin, leech) = scene.market(SimConfig::new(32));
         let id = scene.fetch(&mut market, leech, &[origin]);
         assert!(market.run_until_complete(leech, id, LIMIT));
-        scene.assert_whole(&market, leech, "long files");
+        assert_whole(&scene, &market, leech, "long files");
         let calls = market.world.payload_calls(leech);
         assert_eq!((calls.puts, calls.opens_direct), (0, 9), "{calls:?}");
         // And one of our own: the sidecar of a hybrid.
@@ -170,8 +137,8 @@ fn a_disk_that_is_full_in_the_middle_of_short_files_is_waited_for() {
         while left(&mut market) > 0 && market.world.now() < end {
             market.world.run_for(Duration::from_millis(100));
         }
-        scene.assert_whole(&market, leech, &format!("seed {seed}"));
-        scene.assert_whole(&market, third, &format!("seed {seed}, the third"));
+        assert_whole(&scene, &market, leech, &format!("seed {seed}"));
+        assert_whole(&scene, &market, third, &format!("seed {seed}, the third"));
         // A kill after it finds everything durable.
         market.crash(leech, Crash::Power);
         let id = scene.fetch(&mut market, leech, &[]);

@@ -8,23 +8,29 @@ use crate::testing::SimMarket;
 /// Virtual time after which a small transfer has failed.
 const LIMIT: Duration = Duration::from_secs(600);
 
-struct Scene {
+/// A torrent that one node of a simulated market has and another fetches.
+pub(super) struct Scene {
     _dir: TestDir,
     source: std::path::PathBuf,
     scratch: std::path::PathBuf,
-    metainfo: Arc<Metainfo>,
+    pub(super) metainfo: Arc<Metainfo>,
 }
 
 fn scene(kind: Kind, piece_len: u64) -> Scene {
+    scene_of(kind, piece_len, |data| tree(data, 5))
+}
+
+/// A scene of the files that `make` puts into a folder.
+pub(super) fn scene_of(kind: Kind, piece_len: u64, make: impl FnOnce(&Path)) -> Scene {
     let dir = TestDir::new("sim");
     let source = dir.path().join("source");
-    tree(&source.join("data"), 5);
+    make(&source.join("data"));
     let metainfo = torrent(&source.join("data"), kind, piece_len);
     Scene { source, scratch: dir.path().join("scratch"), metainfo, _dir: dir }
 }
 
 impl Scene {
-    fn market(&self, config: SimConfig) -> (SimMarket, usize, usize) {
+    pub(super) fn market(&self, config: SimConfig) -> (SimMarket, usize, usize) {
         let mut market = SimMarket::new(config, &self.scratch);
         let seed = market.add_node();
         market.place(seed, &self.metainfo, &self.source);
@@ -34,7 +40,7 @@ impl Scene {
         (market, seed, leech)
     }
 
-    fn fetch(&self, market: &mut SimMarket, node: usize, from: &[usize]) -> ListingId {
+    pub(super) fn fetch(&self, market: &mut SimMarket, node: usize, from: &[usize]) -> ListingId {
         let peers: Vec<SocketAddr> = from.iter().map(|&node| market.world.addr(node)).collect();
         market.add(node, add_of(&self.metainfo, Place::Owned("owned".into()), &peers))
     }
@@ -160,7 +166,7 @@ fn more_listings_than_places_take_turns_at_once() {
     assert!(!market.counters(leech).closed().contains_key("full"), "nobody was dialled in vain");
 }
 
-fn assert_whole(scene: &Scene, market: &SimMarket, node: usize, what: &str) {
+pub(super) fn assert_whole(scene: &Scene, market: &SimMarket, node: usize, what: &str) {
     let wrong = market.wrong_files(node, &scene.metainfo, &scene.source);
     assert!(wrong.is_empty(), "wrong bytes in {wrong:?}: {what}");
 }
